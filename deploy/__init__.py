@@ -1,0 +1,1 @@
+"""How the parts are started: the `tephra` command, the local launcher, the demo checkpoint."""

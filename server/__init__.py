@@ -1,0 +1,1 @@
+"""The controller: auth, safe media, routing, relay, registry, metrics, pages. Never imports torch."""

@@ -1,0 +1,64 @@
+"""How a worker joins a controller and stays joined.
+
+    POST   /internal/workers                  Registration -> RegistrationAnswer; again after a 404 on a heartbeat
+    POST   /internal/workers/{id}/heartbeat   Heartbeat -> 204, or 404: the lease ran out, register again
+    DELETE /internal/workers/{id}             leaving in good order -> 204
+
+All three carry `Authorization: Bearer <TEPHRA_WORKER_SECRET>`, and so does every request that the controller sends to a
+worker. Bodies are JSON (msgspec).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ImageCard(msgspec.Struct, frozen=True):
+    """What the controller needs to count a picture's tokens (`model.geometry.ImageGeometry`)."""
+
+    tile: int
+    grid: int
+    canvases: list[tuple[int, int]]  # (width, height)
+    extra_tokens: int = 0
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """What a worker serves."""
+
+    name: str
+    version: str  # what answers report as system_fingerprint
+    context_length: int
+    created: int  # unix seconds
+    image: ImageCard | None = None
+    max_images: int = 16  # per request
+
+
+class WorkerLoad(msgspec.Struct, frozen=True):
+    """As `worker.engine.protocol.EngineLoad`."""
+
+    running: int = 0
+    waiting: int = 0
+    outstanding_tokens: int = 0
+    kv_usage: float = 0.0
+    kv_tokens: int = 0
+
+
+class Registration(msgspec.Struct, frozen=True):
+    worker_id: str
+    url: str  # http://host:port under which the controller reaches the worker
+    model: ModelCard
+    engine: str  # native | vllm | external
+    device: str  # cpu | cuda:0
+    max_running: int  # requests decoded at once
+    started_at: float  # unix seconds
+    load: WorkerLoad = WorkerLoad()
+
+
+class RegistrationAnswer(msgspec.Struct, frozen=True):
+    heartbeat_seconds: float
+    lease_seconds: float
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    load: WorkerLoad
+    healthy: bool = True

@@ -1,0 +1,1 @@
+"""Turns token ids and image tensors into tokens. The engine knows nothing of text, HTTP or controllers."""

@@ -1,0 +1,118 @@
+"""What every engine answers to: requests of token ids and image tensors in, tokens out.
+
+An engine knows nothing of text: tokenizing, stop strings and UTF-8 belong to `worker.answers`. All methods are called
+from the event loop; an engine does its work elsewhere and never blocks the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from model.images import PreparedImage
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is drawn. Names and meanings are OpenAI's and vLLM's.
+
+    The random draw is a function of (`seed`, position in the answer) alone, so that a request repeated or resumed
+    elsewhere draws the same, whatever batch it sits in.
+    """
+
+    max_tokens: int
+    seed: int  # unsigned 64 bit
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0  # 1: off
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0  # 0: off
+    min_tokens: int = 0  # no end token before this many
+    stop_token_ids: frozenset[int] = frozenset()  # the end-of-sequence ids included, unless ignore_eos
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and answer, as in Hugging Face
+    logprobs: int | None = None  # None: off; else the number of alternatives besides the drawn token
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One answer to make. Each image stands in `token_ids` as a run of `layout.tokens` image token ids."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    images: tuple[PreparedImage, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities after penalties and bias, before temperature and truncation."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first
+
+
+@dataclass(frozen=True)
+class EngineOutput:
+    """One step of one answer. A stop token is reported as the last token with `finish_reason` "stop"."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_token: bool = False  # token_id is the stop token itself: no part of the answer's text
+    cached_tokens: int = 0  # prompt tokens that were not computed anew
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """What an engine is doing now."""
+
+    running: int
+    waiting: int
+    outstanding_tokens: int  # prompt tokens yet to compute + answer tokens yet to draw, running and waiting
+    kv_usage: float  # 0..1 of the KV blocks
+    kv_tokens: int  # capacity of the KV cache in tokens
+
+
+class EngineError(Exception):
+    """A request cannot be run, or the engine failed while it ran; the message is fit for the client."""
+
+
+class EngineOverloaded(EngineError):
+    """The waiting queue is full."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds
+
+
+class Engine(Protocol):
+    """The contract of `native` and `vllm`."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    async def start(self) -> None:
+        """Makes the engine ready for requests."""
+
+    async def stop(self) -> None:
+        """Ends every request with "abort" and frees what the engine holds."""
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Yields tokens as they are drawn. Closing the iterator cancels the request within one step.
+
+        Raises EngineError when the request cannot fit, EngineOverloaded when the queue is full.
+        """
+
+    def load(self) -> EngineLoad:
+        """A snapshot; cheap enough to take at every heartbeat."""
+
+    @property
+    def healthy(self) -> bool:
+        """False once the engine cannot go on (its thread died)."""
