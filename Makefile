@@ -1,0 +1,70 @@
+# Needs Python 3.11+ and make; everything else goes into .venv.
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev up test lint test-browser system-deps clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# More of pyproject's extras: `make install EXTRAS=gpu`.
+EXTRAS ?=
+# Passed on to `tephra up`: `make up ARGS="--workers 2 --port 9000"`.
+ARGS ?=
+# Passed on to pytest: `make test PYTEST="-k rope -x"`.
+PYTEST ?=
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+
+help: ## This list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+install: $(VENV)/.installed-app ## Make .venv and install Tephra into it (once; again when its dependencies change)
+
+up: install ## Start everything on this machine: controller, worker, embedded Valkey, demo model
+	@$(BIN)/tephra up $(ARGS)
+
+lint: install-dev ## Ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint ## Ruff, mypy and the whole test suite but for the browser
+	$(BIN)/pytest $(PYTEST)
+
+test-browser: install-dev ## The pages in headless Chromium (`make system-deps` installs it on Debian)
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { echo "The browser tests need Chromium: 'make system-deps' installs it on Debian and Ubuntu."; exit 1; }
+	$(BIN)/pytest -m browser $(PYTEST)
+
+system-deps: ## Debian packages that only the browser tests need (as root)
+	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "system-deps needs root and apt-get; install chromium, chromium-driver and fonts-noto-color-emoji by hand."; exit 1; fi
+	@dpkg -s chromium chromium-driver fonts-noto-color-emoji >/dev/null 2>&1 || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver fonts-noto-color-emoji; }
+
+clean: ## Remove .venv, caches and build output
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+install-dev: $(VENV)/.installed-dev
+
+# The first python3 that is new enough and can make virtual environments.
+$(BIN)/python:
+	@for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	  if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "Tephra needs Python 3.11 or newer with venv (on Debian and Ubuntu: apt install python3 python3-venv)."; exit 1; fi; \
+	echo "Making $(VENV) with $$($$found --version)"; \
+	$$found -m venv $(VENV)
+
+$(VENV)/.installed-app: extras = $(EXTRAS)
+$(VENV)/.installed-dev: extras = dev$(if $(EXTRAS),$(comma)$(EXTRAS))
+comma := ,
+
+# pip alone decides where packages come from, so its own configuration (mirrors, find-links) holds. A machine without an
+# NVIDIA GPU takes the torch that constraints.txt names, from PyTorch's CPU index where that can be reached.
+$(VENV)/.installed-app $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@set -e; \
+	index=""; \
+	if command -v nvidia-smi >/dev/null; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
+	else \
+	  cp constraints.txt $(VENV)/constraints.txt; \
+	  if [ "$$(uname -s)" = Linux ] && $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(CPU_TORCH)/torch/", timeout=3)' 2>/dev/null; then index="--extra-index-url $(CPU_TORCH)"; fi; \
+	fi; \
+	case ",$(extras)," in *,gpu,*) : > $(VENV)/constraints.txt;; esac; \
+	echo "Installing tephra$(if $(extras),[$(extras)]) into $(VENV) (the first time takes some minutes: PyTorch is large)"; \
+	$(BIN)/python -m pip install --disable-pip-version-check $$index -c $(VENV)/constraints.txt -e '.$(if $(extras),[$(extras)])'; \
+	touch $@
