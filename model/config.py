@@ -270,7 +270,9 @@ def _text(raw: Mapping[str, Any], top: Mapping[str, Any]) -> TextConfig:
     if heads % kv_heads:
         raise CheckpointError(f"text_config: {heads} attention heads are not a multiple of {kv_heads} key-value heads")
     context = _positive(values, "text_config", "max_position_embeddings")
-    window = values.get("sliding_window") if kind == "mistral" or values.get("use_sliding_window") else None
+    window = values.get("sliding_window") if kind == "mistral" else None
+    if values.get("use_sliding_window") and values.get("max_window_layers", 0) < values["num_hidden_layers"]:
+        raise CheckpointError("text_config.use_sliding_window: windows on some layers only are not supported")
     tied = raw.get("tie_word_embeddings", top.get("tie_word_embeddings", False))
     return TextConfig(
         kind=kind,
