@@ -59,9 +59,12 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """One step of one answer. A stop token is reported as the last token with `finish_reason` "stop"."""
+    """One step of one answer. A stop token is reported as the last token with `finish_reason` "stop".
 
-    token_id: int
+    Only an answer that ends with "abort" (the engine stops) has no token in its last output.
+    """
+
+    token_id: int | None
     logprobs: TokenLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_token: bool = False  # token_id is the stop token itself: no part of the answer's text
@@ -80,7 +83,11 @@ class EngineLoad:
 
 
 class EngineError(Exception):
-    """A request cannot be run, or the engine failed while it ran; the message is fit for the client."""
+    """A request cannot be run; the message is fit for the client."""
+
+
+class EngineFailure(EngineError):
+    """The engine failed while it ran the request, by no fault of the request; the message is fit for the client."""
 
 
 class EngineOverloaded(EngineError):

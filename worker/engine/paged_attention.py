@@ -1,0 +1,135 @@
+"""Attention over keys and values that lie in blocks. Knows chunks and tensors, not requests or their order.
+
+Each chunk is attended on its own over exactly its own keys: what else is in the batch changes nothing for it, nothing
+is padded, and what an earlier holder left in a block is never read. What differs from layer to layer is the pool alone,
+so slots, spans and masks are worked out once per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model.config import TextConfig
+from worker.engine.scheduler import Chunk
+
+
+class KvCache:
+    """One pool per layer, [blocks * block_size, 2, kv_heads, head_dim]: the key and the value of each token slot."""
+
+    def __init__(
+        self, text: TextConfig, blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.block_size = block_size
+        self.sliding_window = text.sliding_window
+        shape = (blocks * block_size, 2, text.kv_heads, text.head_dim)
+        self.pools = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(text.layers)]
+
+    def slots(self, blocks: Sequence[int], start: int, end: int) -> np.ndarray:
+        """Where the tokens `start` .. `end` - 1 of a sequence with these blocks lie: int64 [end - start]."""
+        first = start // self.block_size
+        last = -(-end // self.block_size)
+        rows = np.asarray(blocks[first:last], np.int64)[:, None] * self.block_size + np.arange(self.block_size)
+        return rows.ravel()[start - first * self.block_size : end - first * self.block_size]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One chunk's part of the step: rows of the flat batch, and rows of the gathered keys (None: those just made)."""
+
+    query: slice
+    keys: slice | None
+    mask: torch.Tensor | None  # [queries, keys], added to the scores
+    causal: bool
+
+
+class PagedAttention:
+    """The `model.attention.Attention` of one step. `chunks` stand in the order of the flat batch."""
+
+    def __init__(self, cache: KvCache, chunks: Sequence[Chunk]) -> None:
+        self._cache = cache
+        pool = cache.pools[0]
+        self._spans: list[_Span] = []
+        written: list[np.ndarray] = []
+        gathered: list[np.ndarray] = []
+        row = key = 0
+        for chunk in chunks:
+            blocks = chunk.sequence.table.blocks
+            query = slice(row, row + chunk.length)
+            row += chunk.length
+            written.append(cache.slots(blocks, chunk.start, chunk.end))
+            first = self._first_key(chunk.start)
+            mask = self._mask(chunk, first)
+            if chunk.start == 0:
+                self._spans.append(_Span(query, None, mask, causal=mask is None))
+                continue
+            gathered.append(cache.slots(blocks, first, chunk.end))
+            self._spans.append(_Span(query, slice(key, key + chunk.end - first), mask, causal=False))
+            key += chunk.end - first
+        self._written = torch.from_numpy(np.concatenate(written)).to(pool.device)
+        self._gathered = torch.from_numpy(np.concatenate(gathered)).to(pool.device) if gathered else None
+        # One buffer for all layers: fresh memory for each would cost more than the copy.
+        self._buffer = torch.empty((key, *pool.shape[1:]), dtype=pool.dtype, device=pool.device)
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] -> [T, heads, head_dim]."""
+        pool = self._cache.pools[layer]
+        pool[:, 0].index_copy_(0, self._written, k)
+        pool[:, 1].index_copy_(0, self._written, v)
+        if self._gathered is not None:
+            torch.index_select(pool, 0, self._gathered, out=self._buffer)
+        mixed = torch.empty_like(q)
+        for span in self._spans:
+            if span.keys is None:
+                keys, values = k[span.query], v[span.query]
+            else:
+                keys, values = self._buffer[span.keys].unbind(1)
+            if span.query.stop - span.query.start == 1:
+                mixed[span.query] = _attend_one(q[span.query], keys, values)
+            else:
+                mixed[span.query] = _attend(q[span.query], keys, values, span)
+        return mixed
+
+    def _first_key(self, position: int) -> int:
+        """The first token that the token at `position` sees."""
+        window = self._cache.sliding_window
+        return 0 if window is None else max(0, position - window + 1)
+
+    def _mask(self, chunk: Chunk, first: int) -> torch.Tensor | None:
+        """None where a single query sees all keys, or plain causality says it all."""
+        window = self._cache.sliding_window
+        narrow = window is not None and chunk.end - first > window
+        if chunk.length == 1 or (chunk.start == 0 and not narrow):
+            return None
+        pool = self._cache.pools[0]
+        queries = torch.arange(chunk.start, chunk.end, device=pool.device)[:, None]
+        keys = torch.arange(first, chunk.end, device=pool.device)
+        hidden = keys > queries
+        if window is not None:
+            hidden |= keys <= queries - window
+        mask = torch.zeros(hidden.shape, dtype=pool.dtype, device=pool.device)
+        return mask.masked_fill_(hidden, -torch.inf)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: _Span) -> torch.Tensor:
+    """q [T, heads, head_dim], k and v [L, kv_heads, head_dim] -> [T, heads, head_dim]."""
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0),
+        k.transpose(0, 1).unsqueeze(0),
+        v.transpose(0, 1).unsqueeze(0),
+        attn_mask=span.mask,
+        is_causal=span.causal,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return mixed.squeeze(0).transpose(0, 1)
+
+
+def _attend_one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """A single query sees all keys, so the heads of a group stand in for queries: [1, heads, head_dim] both ways."""
+    grouped = q.view(1, k.shape[1], -1, q.shape[-1])  # [1, kv_heads, group, head_dim]
+    mixed = F.scaled_dot_product_attention(grouped, k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0))
+    return mixed.reshape(q.shape)
