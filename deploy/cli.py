@@ -1,0 +1,116 @@
+"""The `tephra` command. Each subcommand imports what it needs when it runs, so that --help never waits for torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="tephra",
+    help="Serves the LLaVA family: an OpenAI-compatible chat API with images in front of many workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+eval_app = typer.Typer(help="Measure a checkpoint.", no_args_is_help=True)
+app.add_typer(eval_app, name="eval")
+
+# Flags of these two belong to the processes themselves and are passed on as they are, --help too.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+Model = Annotated[str, typer.Option(envvar="TEPHRA_MODEL", help="A checkpoint folder, or 'demo'.")]
+
+
+@app.command()
+def up(
+    model: Model = "demo",
+    host: Annotated[str, typer.Option(envvar="TEPHRA_HOST", help="Address the API listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TEPHRA_PORT", help="Port of the API; 0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(envvar="TEPHRA_WORKERS", help="How many workers to start.")] = 1,
+    redis_url: Annotated[
+        str | None, typer.Option(envvar="TEPHRA_REDIS_URL", help="Shared state; an embedded Valkey by default.")
+    ] = None,
+    start_seconds: Annotated[
+        float, typer.Option(envvar="TEPHRA_START_SECONDS", help="Most time for a worker to load its model.")
+    ] = 900.0,
+) -> None:
+    """Start everything on this machine: shared state, controller and workers. Ctrl-C stops it all.
+
+    Settings of the controller and of the workers that are no flag here are read from their TEPHRA_* environment names.
+    """
+    from rich.console import Console
+
+    from deploy.launcher import Launch, LaunchError
+    from deploy.launcher import up as launch
+
+    options = Launch(model, host, port, workers, redis_url or None, start_seconds)
+    try:
+        code = launch(options, Console())
+    except LaunchError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        code = 130
+    raise typer.Exit(code)
+
+
+@app.command(context_settings=_PASSED_ON)
+def controller(context: typer.Context) -> None:
+    """Run the controller alone; 'tephra controller --help' lists its settings."""
+    from server.__main__ import run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command(context_settings=_PASSED_ON)
+def worker(context: typer.Context) -> None:
+    """Run one worker alone; 'tephra worker --help' lists its settings."""
+    from worker.__main__ import run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command()
+def chat(
+    question: Annotated[str | None, typer.Argument(help="Without it, a conversation begins.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
+    url: Annotated[str, typer.Option(envvar="TEPHRA_URL", help="Any OpenAI-compatible server.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Default: the first that the server lists.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="TEPHRA_API_KEY", help="If the server asks for one.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: the likeliest answer.")] = None,
+) -> None:
+    """Ask about pictures from the terminal."""
+    from rich.console import Console
+
+    from deploy.chat import Chat, ChatError, show, talk
+
+    try:
+        conversation = Chat(url, model=model, api_key=api_key, max_tokens=max_tokens, temperature=temperature)
+        try:
+            for path in image or ():
+                conversation.attach(path)
+            if question is None:
+                talk(conversation, Console())
+            else:
+                show(conversation, question, Console())
+        finally:
+            conversation.close()
+    except ChatError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"tephra: {message}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    app(args=None if arguments is None else list(arguments))
+
+
+if __name__ == "__main__":
+    main()

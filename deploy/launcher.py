@@ -1,0 +1,337 @@
+"""`tephra up`: everything on this machine. Checkpoint first, then shared state, controller and workers, each a process.
+
+The order of starting is the order of need; the order of stopping is the reverse, and is over within five seconds. What
+can be known to fail (port taken, no such model, full disk) is found before anything runs. Settings of the parts that
+are no flag here travel in the environment: a child sees every TEPHRA_* name that this process sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import redis
+from rich.console import Console
+
+from deploy.display import StartDisplay, summary
+from deploy.folders import new_run_folder, state_folder
+from deploy.supervisor import Part, PartFailed, Probe, Stage, Supervised, last_words
+from server.state import EmbeddedValkey, StateError
+
+MOST_WORKERS = 64
+_STOP_SECONDS = 3.5  # for the parts to end by themselves; what is left then is killed
+_KILLED_SECONDS = 0.5
+_STATE_STOP_SECONDS = 0.5
+_CONTROLLER_SECONDS = 60.0  # most time for the controller to start, and to see its workers
+_STATE_PROBE_SECONDS = 1.0
+_STATE_MISSES = 3  # pings in a row without an answer, after which the embedded Valkey is started anew
+# Names that say where one process listens or who it is: given to each part by flag, never inherited by all of them.
+_OWN_NAMES = ("TEPHRA_HOST", "TEPHRA_PORT", "TEPHRA_WORKERS", "TEPHRA_WORKER_ID", "TEPHRA_URL")
+
+
+class LaunchError(Exception):
+    """Nothing runs, and this is why: one line, with what to do."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What `tephra up` was asked for."""
+
+    model: str = "demo"
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one
+    workers: int = 1
+    redis_url: str | None = None  # None: an embedded Valkey
+    start_seconds: float = 900.0  # most time for a worker to load its model
+
+
+def up(launch: Launch, console: Console) -> int:
+    """Runs until SIGINT or SIGTERM and returns the exit code. Raises LaunchError when it cannot start."""
+    if not 1 <= launch.workers <= MOST_WORKERS:
+        raise LaunchError(f"--workers must be 1 to {MOST_WORKERS}, not {launch.workers}.")
+    port = _free_port(launch.host) if launch.port == 0 else launch.port
+    check_port(launch.host, port)
+    try:
+        folder = new_run_folder(state_folder())
+    except OSError as error:
+        raise LaunchError(f"Cannot write logs under {state_folder()}: {error.strerror}.") from error
+    prepare_checkpoint(launch.model)
+    return asyncio.run(_System(launch, port, folder, console).run())
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises LaunchError when nobody can listen there."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in addresses[:1]:
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind(address)
+    except OverflowError as error:
+        raise LaunchError(f"{port} is no port: choose one of 1 to 65535 with --port.") from error
+    except socket.gaierror as error:
+        raise LaunchError(f"{host} is no address of this machine: {error.strerror}.") from error
+    except OSError as error:
+        raise LaunchError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
+
+
+def prepare_checkpoint(model: str) -> None:
+    """Sees that the model is there. The demo is assembled, with a progress bar, in a process of its own, whose memory
+    is free again afterwards. Raises LaunchError."""
+    if model == "demo":
+        finished = subprocess.run([sys.executable, "-m", "deploy.cli", "demo"], stdout=subprocess.DEVNULL, check=False)
+        if finished.returncode != 0:
+            raise LaunchError("The demo checkpoint could not be made; the reason stands above.")
+    elif not (Path(model) / "config.json").is_file():
+        raise LaunchError(f"No checkpoint at {model}: expected a folder with config.json, or 'demo'.")
+
+
+class _System:
+    """All parts of one run."""
+
+    def __init__(self, launch: Launch, port: int, folder: Path, console: Console) -> None:
+        self._launch, self._port, self._folder, self._console = launch, port, folder, console
+        self._display = StartDisplay(console)
+        self._valkey = EmbeddedValkey() if launch.redis_url is None else None
+        self._secret = os.environ.get("TEPHRA_WORKER_SECRET") or secrets.token_urlsafe(32)
+        self._controller: Supervised | None = None
+        self._workers: list[Supervised] = []
+        self._tasks: list[asyncio.Task[None]] = []  # of the parts; they end when their parts do, and are not cancelled
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop.set)
+        limits = httpx.Limits(max_keepalive_connections=0)  # a kept connection would hold up a server that stops
+        # trust_env: a proxy named in the environment is for the outside, not for this machine's own addresses.
+        async with httpx.AsyncClient(timeout=2.0, trust_env=False, limits=limits) as client:
+            started = asyncio.create_task(self._start(client))
+            asked = asyncio.create_task(self._stop.wait())
+            try:
+                await asyncio.wait((started, asked), return_when=asyncio.FIRST_COMPLETED)
+                if not started.done():
+                    return 0  # asked to stop before it was up
+                started.result()
+                return await self._keep_all(asked)
+            finally:
+                for task in (started, asked):
+                    task.cancel()
+                await asyncio.gather(started, asked, return_exceptions=True)
+                await self._stop_all()
+
+    async def _start(self, client: httpx.AsyncClient) -> None:
+        """Raises LaunchError. What was started by then is stopped by the caller."""
+        began = time.monotonic()
+        with self._display:
+            try:
+                url = self._start_state()
+                self._make_parts(client, url)
+                assert self._controller is not None
+                self._tasks = [asyncio.create_task(part.start()) for part in (self._controller, *self._workers)]
+                done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+                for start in done:
+                    start.result()
+                model = await self._until_served(client)
+            except PartFailed as error:
+                raise LaunchError(f"{error}{last_words(error.tail)} The logs are in {self._folder}.") from error
+            except StateError as error:
+                raise LaunchError(str(error)) from error
+            except OSError as error:
+                raise LaunchError(f"Cannot start a process: {error.strerror or error}.") from error
+        self._console.print(self._summary(model, time.monotonic() - began))
+
+    def _start_state(self) -> str:
+        """The Redis URL for all parts. On the main thread: an embedded Valkey ends with the thread that started it."""
+        if self._valkey is None:
+            assert self._launch.redis_url is not None
+            try:
+                with redis.Redis.from_url(self._launch.redis_url, socket_timeout=5, socket_connect_timeout=5) as client:
+                    client.ping()
+            except (redis.RedisError, ValueError) as error:
+                raise LaunchError(f"No answer from the Redis of --redis-url (TEPHRA_REDIS_URL): {error}.") from error
+            return self._launch.redis_url
+        self._display.stage("valkey", Stage.STARTING)
+        self._valkey.start()
+        self._display.stage("valkey", Stage.READY)
+        return self._valkey.url
+
+    def _make_parts(self, client: httpx.AsyncClient, redis_url: str) -> None:
+        inherited = {name: value for name, value in os.environ.items() if name not in _OWN_NAMES}
+        shared = {"TEPHRA_REDIS_URL": redis_url, "TEPHRA_WORKER_SECRET": self._secret, "PYTHONUNBUFFERED": "1"}
+        environment = {**inherited, **shared}
+        controller = Part(
+            name="controller",
+            command=(sys.executable, "-m", "server", "--host", self._launch.host, "--port", str(self._port)),
+            environment=environment,
+            log=self._folder / "controller.log",
+            probe=_http_probe(client, f"{self._base}/health/live"),
+            start_seconds=_CONTROLLER_SECONDS,
+        )
+        self._controller = Supervised(controller, self._display)
+        worker_environment = {**environment, **_thread_share(self._launch.workers, os.environ)}
+        for number in range(1, self._launch.workers + 1):
+            name, port = f"worker-{number}", _free_port("127.0.0.1")
+            command = (
+                *(sys.executable, "-m", "worker", "--model", self._launch.model),
+                *("--host", "127.0.0.1", "--port", str(port), "--controller", self._base),
+            )
+            probe = _http_probe(client, f"http://127.0.0.1:{port}/health/ready")
+            log = self._folder / f"{name}.log"
+            part = Part(name, command, worker_environment, log, probe, self._launch.start_seconds)
+            self._workers.append(Supervised(part, self._display))
+
+    async def _until_served(self, client: httpx.AsyncClient) -> str:
+        """Waits for the controller to list the model; its name."""
+        keys = os.environ.get("TEPHRA_API_KEYS", "").split(",")
+        headers = {"Authorization": f"Bearer {keys[0].strip()}"} if keys[0].strip() else {}
+        deadline = time.monotonic() + _CONTROLLER_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):  # asked again until the deadline
+                answer = await client.get(f"{self._base}/v1/models", headers=headers)
+                if answer.status_code == 200 and answer.json()["data"]:
+                    return str(answer.json()["data"][0]["id"])
+            await asyncio.sleep(0.1)
+        raise LaunchError(f"The workers are ready, but the controller does not list them (logs: {self._folder}).")
+
+    async def _keep_all(self, asked: asyncio.Task[bool]) -> int:
+        """Watches over the parts until somebody asks to stop, or until what is left cannot serve."""
+        assert self._controller is not None
+        controller = asyncio.create_task(self._controller.keep())
+        workers = [asyncio.create_task(worker.keep()) for worker in self._workers]
+        self._tasks = [controller, *workers]
+        no_worker_left = asyncio.create_task(_all_done(workers))
+        state = asyncio.create_task(self._keep_state())
+        try:
+            await asyncio.wait((asked, controller, no_worker_left, state), return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                self._console.print("Stopping.")
+                return 0
+            reason = f"{state.exception()}." if state.done() else "Nothing is left that can serve."
+            self._console.print(f"{reason} Stopping; the logs are in {self._folder}.", soft_wrap=True)
+            return 1
+        finally:
+            state.cancel()
+            no_worker_left.cancel()
+            await asyncio.gather(state, no_worker_left, return_exceptions=True)
+
+    async def _keep_state(self) -> None:
+        """Starts the embedded Valkey anew when it no longer answers. Raises StateError when that fails."""
+        misses = 0
+        while True:
+            await asyncio.sleep(_STATE_PROBE_SECONDS)
+            if self._valkey is None:
+                continue  # somebody else's Redis is somebody else's to keep
+            misses = 0 if await _answers(self._valkey.url) else misses + 1
+            if misses >= _STATE_MISSES:
+                self._display.say("The embedded Valkey does not answer; starting it again.")
+                self._valkey.halt(timeout=1.0)
+                self._valkey.start()
+                misses = 0
+
+    async def _stop_all(self) -> None:
+        parts = [part for part in (*self._workers, self._controller) if part is not None]
+        for part in parts:
+            part.ask_to_stop()
+        await self._ended(parts, _STOP_SECONDS)
+        for part in parts:
+            part.kill()
+        await self._ended(parts, _KILLED_SECONDS)
+        if self._valkey is not None:
+            self._valkey.stop(timeout=_STATE_STOP_SECONDS)
+
+    async def _ended(self, parts: list[Supervised], seconds: float) -> None:
+        """Waits this long at most; failures were told when they came."""
+        waits = [asyncio.ensure_future(part.stopped()) for part in parts]
+        if waits:
+            await asyncio.wait((*waits, *self._tasks), timeout=seconds)
+
+    @property
+    def _base(self) -> str:
+        """The controller's address as this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._launch.host, self._launch.host)
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self._port}"
+
+    def _summary(self, model: str, seconds: float) -> object:
+        workers = f"{self._launch.workers} worker{'s' if self._launch.workers > 1 else ''}"
+        rows = [
+            ("Model", f"{model} on {workers}, up in {seconds:.0f} s"),
+            ("Playground", f"{self._base}/"),
+            ("Dashboard", f"{self._base}/dashboard"),
+            ("API", f"{self._base}/v1"),
+            ("Metrics", f"{self._base}/metrics"),
+            ("Logs", str(self._folder)),
+        ]
+        return summary(rows, example(self._base, model, bool(os.environ.get("TEPHRA_API_KEYS"))), self._console)
+
+
+def example(base: str, model: str, with_key: bool) -> str:
+    """Two commands to paste. The picture goes through stdin: as an argument it would be too long for most shells."""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if with_key else ""
+    flag = " --api-key YOUR_KEY" if with_key else ""
+    picture = "data:image/jpeg;base64,'; base64 < picture.jpg | tr -d '\\n'; printf '"
+    lines = (
+        f"tephra chat --url {base}{flag} --image picture.jpg 'What is in the picture?'",
+        "",
+        f"""(printf '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": [""",
+        """  {"type": "text", "text": "What is in the picture?"},""",
+        f"""  {{"type": "image_url", "image_url": {{"url": "{picture}"}}}}]}}]}}'""",
+        f""") | curl -N {base}/v1/chat/completions{key} -H 'Content-Type: application/json' -d @-""",
+    )
+    return "\n".join(lines)
+
+
+def _http_probe(client: httpx.AsyncClient, url: str) -> Probe:
+    """No connection: starting. Any answer but 200: loading."""
+
+    async def probe() -> Stage:
+        try:
+            answer = await client.get(url)
+        except httpx.ConnectError:
+            return Stage.STARTING
+        except httpx.HTTPError:
+            return Stage.LOADING
+        return Stage.READY if answer.status_code == 200 else Stage.LOADING
+
+    return probe
+
+
+async def _all_done(tasks: list[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks)
+
+
+async def _answers(redis_url: str) -> bool:
+    """One ping, within a second."""
+    client = redis.asyncio.Redis.from_url(redis_url, socket_timeout=1.0, socket_connect_timeout=1.0)
+    try:
+        return bool(await client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        await client.aclose()
+
+
+def _thread_share(workers: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Several workers share the cores; else each would start a thread for every core, to the loss of all."""
+    if workers == 1 or "OMP_NUM_THREADS" in environment:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // workers))}
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.bind((host, 0))
+        return int(trial.getsockname()[1])
