@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Chat:
         self._turns.clear()
         self._pictures.clear()
 
-    def ask(self, question: str) -> Iterator[str]:
+    def ask(self, question: str) -> Generator[str, None, None]:
         """Yields the answer piece by piece. Raises ChatError; the conversation is then as it was before the question.
 
         An answer that its reader stops reading is kept as far as it was read.
@@ -153,15 +153,19 @@ def talk(chat: Chat, console: Console) -> None:
 def show(chat: Chat, question: str, console: Console) -> None:
     """Prints one answer as it comes. Raises ChatError."""
     answer = chat.ask(question)
+    begun = False
     try:
         for piece in answer:
+            begun = True
             console.out(piece, end="", highlight=False)
             console.file.flush()
     except KeyboardInterrupt:
+        begun = True
         console.out(" [stopped]", end="", highlight=False)
     finally:
-        answer.close()  # type: ignore[attr-defined]  # a generator: closing it cancels the answer at the server
-        console.out("")
+        answer.close()  # cancels the answer at the server, if it is not complete
+        if begun:
+            console.out("")
 
 
 def data_url(image: Path) -> str:

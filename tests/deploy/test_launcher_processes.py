@@ -59,8 +59,9 @@ SERVES = """
 STUBBORN = """
     import os, pathlib, signal, subprocess, sys, time
     signal.signal(signal.SIGTERM, lambda *_: None)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: None); print('deaf', flush=True)\\nwhile True: time.sleep(9)"
-    child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: None); print('deaf', flush=True)"
+    stays = "\\nwhile True: time.sleep(9)"
+    child = subprocess.Popen([sys.executable, "-c", deaf + stays], stdout=subprocess.PIPE)
     child.stdout.readline()
     ready = pathlib.Path(os.environ["READY"])
     ready.with_suffix(".new").write_text(f"{os.getpid()} {child.pid}")
