@@ -69,12 +69,15 @@ export class AnswerView {
 
   #drawFigures(live) {
     const { usage, version, requestId, finish, firstToken, tokensPerSecond, arrivals } = this.#answer;
-    const rows = [
-      ["first token", "first-token", firstToken === null ? UNKNOWN : duration(firstToken / 1000)],
-      ["tokens / s", "tokens-per-second", amount(tokensPerSecond)],
-      ["tokens in", "tokens-in", amount(usage?.prompt_tokens)],
-      ["tokens out", "tokens-out", amount(usage?.completion_tokens ?? (live ? arrivals.length : undefined))],
-    ];
+    const rows = [];
+    if (live || arrivals.length) {
+      rows.push(
+        ["first token", "first-token", firstToken === null ? UNKNOWN : duration(firstToken / 1000)],
+        ["tokens / s", "tokens-per-second", amount(tokensPerSecond)],
+        ["tokens in", "tokens-in", amount(usage?.prompt_tokens)],
+        ["tokens out", "tokens-out", amount(usage?.completion_tokens ?? (live ? arrivals.length : undefined))],
+      );
+    }
     if (version) rows.push(["version", "version", version]);
     if (requestId && !live) rows.push(["request", "request", requestId]);
     if (!live && ENDINGS[finish]) rows.push(["ended", "ended", ENDINGS[finish]]);

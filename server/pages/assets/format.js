@@ -16,6 +16,14 @@ export function duration(seconds) {
   return `${Math.round(seconds / 86400)} days`;
 }
 
+/** How long ago, coarsely: a page that is read at a glance should not flicker. */
+export function ago(seconds) {
+  if (!known(seconds)) return UNKNOWN;
+  if (seconds < 1) return "now";
+  if (seconds < 100) return `${Math.round(seconds)} s ago`;
+  return `${duration(seconds)} ago`;
+}
+
 /** A number with about three digits that matter. */
 export function amount(value) {
   if (!known(value)) return UNKNOWN;
