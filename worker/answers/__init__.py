@@ -1,0 +1,1 @@
+"""From the tokens that an engine draws to the text that a client reads."""

@@ -1,0 +1,122 @@
+"""Runs the answers of one request on the engine and gives out their text as it comes, interleaved.
+
+Whoever stops listening closes the iterator, and every engine request of it is cancelled. It knows nothing of HTTP; its
+errors are ApiErrors because they are written for the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from server.protocol.errors import ApiError, bad_request, overloaded, unavailable
+from worker.answers.answer import Answer, AnswerPiece
+from worker.engine.protocol import Engine, EngineError, EngineOutput, EngineOverloaded, EngineRequest
+
+_AHEAD = 32  # pieces that may wait for a slow client before the engine's own queue takes over
+
+
+@dataclass(frozen=True)
+class Running:
+    """One answer in the making. `prompt` says to which of the request's prompts it belongs."""
+
+    request: EngineRequest
+    answer: Answer
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    prompt: int
+    image: int
+    cached: int
+    completion: int
+
+
+class Generation:
+    """All answers of one request."""
+
+    def __init__(self, engine: Engine, answers: Sequence[Running], deadline_seconds: float) -> None:
+        self._engine = engine
+        self._answers = answers
+        self._deadline_seconds = deadline_seconds
+
+    @property
+    def size(self) -> int:
+        """How many answers there will be."""
+        return len(self._answers)
+
+    def counts(self) -> TokenCounts:
+        """Tokens so far. A prompt counts once, however many answers it gets."""
+        first = {running.prompt: running for running in reversed(self._answers)}.values()
+        return TokenCounts(
+            prompt=sum(len(running.request.token_ids) for running in first),
+            image=sum(image.layout.tokens for running in first for image in running.request.images),
+            cached=sum(running.answer.cached_tokens for running in first),
+            completion=sum(running.answer.completion_tokens for running in self._answers),
+        )
+
+    async def pieces(self) -> AsyncGenerator[tuple[int, AnswerPiece], None]:
+        """(answer, piece), until every answer has given its last. Raises ApiError."""
+        queue: asyncio.Queue[tuple[int, AnswerPiece] | Exception] = asyncio.Queue(_AHEAD)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._deadline_seconds
+        pumps = [loop.create_task(self._pump(index, running, queue)) for index, running in enumerate(self._answers)]
+        unfinished = len(pumps)
+        try:
+            while unfinished:
+                item = await self._next(queue, deadline)
+                if isinstance(item, Exception):
+                    raise item
+                unfinished -= item[1].finish_reason is not None
+                yield item
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _next(
+        self, queue: asyncio.Queue[tuple[int, AnswerPiece] | Exception], deadline: float
+    ) -> tuple[int, AnswerPiece] | Exception:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await queue.get()
+        except TimeoutError:
+            return ApiError(
+                504,
+                f"The answer took longer than the {self._deadline_seconds:g} s that a request may take.",
+                type="server_error",
+                code="timeout",
+            )
+
+    async def _pump(
+        self, index: int, running: Running, queue: asyncio.Queue[tuple[int, AnswerPiece] | Exception]
+    ) -> None:
+        """One answer's engine steps, turned to text; an error goes to the reader, who ends everything."""
+        try:
+            # Engines write `generate` as an async generator; the protocol promises only an iterator that can be closed.
+            steps = cast("AsyncGenerator[EngineOutput, None]", self._engine.generate(running.request))
+            async with aclosing(steps):
+                async for step in steps:
+                    piece = running.answer.take(step)
+                    if piece.finish_reason == "abort":
+                        raise unavailable("The worker stopped while it was answering; send the request again.")
+                    if not piece.empty:
+                        await queue.put((index, piece))
+                    if piece.finish_reason is not None:
+                        return
+            raise unavailable("The engine ended the answer half way; send the request again.")
+        except EngineError as error:
+            await queue.put(self._told(error, running.answer))
+        except Exception as error:
+            await queue.put(error)
+
+    def _told(self, error: EngineError, answer: Answer) -> ApiError:
+        if isinstance(error, EngineOverloaded):
+            return overloaded(str(error), error.retry_after)
+        if answer.completion_tokens or not self._engine.healthy:
+            return ApiError(500, str(error), type="server_error", code="engine_error")
+        return bad_request(str(error), code="engine_refused")

@@ -1,0 +1,100 @@
+"""One model on one device with all that answers need around it: what the API's routes work with."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from server.protocol.errors import model_not_found
+from server.protocol.openai import ChatCompletionRequest, CompletionRequest
+from server.protocol.registration import ModelCard
+from worker.answers.answer import Answer, AnswerRules
+from worker.answers.token_bytes import TokenBytes
+from worker.engine.protocol import Engine, EngineRequest
+from worker.gate import Gate, Slot
+from worker.generation import Generation, Running
+from worker.intake import Intake, Prompt, TokenBudget
+from worker.metrics import WorkerMetrics
+from worker.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    request_seconds: float = 1800.0  # from the first engine step asked for to the last
+    body_seconds: float = 60.0  # to receive a request's body
+    max_body_bytes: int = 64 * 2**20
+    default_max_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts that answer requests for one served model."""
+
+    card: ModelCard
+    engine: Engine
+    intake: Intake
+    tokens: TokenBytes
+    sampler: Sampler
+    gate: Gate
+    metrics: WorkerMetrics
+    device: str = "cpu"
+    limits: ServiceLimits = ServiceLimits()
+    api_keys: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @property
+    def budget(self) -> TokenBudget:
+        return TokenBudget(self.card.context_length, self.limits.default_max_tokens)
+
+    async def chat(self, request: ChatCompletionRequest, slot: Slot) -> Generation:
+        """Prepares a chat request for the engine. Raises ApiError."""
+        self._check_model(request.model)
+        slot.hold_images(self.intake.count_images(request))
+        prompt, max_tokens = await self.intake.chat(request, self.budget)
+        return self._generation(request, [(prompt, max_tokens)], continues_text=False)
+
+    async def complete(self, request: CompletionRequest) -> Generation:
+        """Prepares a completions request. Raises ApiError."""
+        self._check_model(request.model)
+        prompts = [await self.intake.text(text, request.token_limit, self.budget) for text in request.prompts]
+        return self._generation(request, prompts, continues_text=True)
+
+    def _check_model(self, name: str) -> None:
+        if name != self.card.name:
+            raise model_not_found(name[:128])
+
+    def _generation(
+        self,
+        request: ChatCompletionRequest | CompletionRequest,
+        prompts: Sequence[tuple[Prompt, int]],
+        *,
+        continues_text: bool,
+    ) -> Generation:
+        """Answers of a prompt stand side by side: index = prompt * n + answer, as in OpenAI's completions."""
+        rules = AnswerRules(
+            stops=request.stops,
+            min_tokens=request.min_tokens or 0,
+            skip_special_tokens=request.skip_special_tokens is not False,
+            continues_text=continues_text,
+        )
+        name = uuid.uuid4().hex
+        answers = [
+            Running(
+                EngineRequest(f"{name}-{place}-{index}", prompt.token_ids, prompt.images, sampling),
+                Answer(self.tokens, rules),
+                prompt=place,
+            )
+            for place, (prompt, max_tokens) in enumerate(prompts)
+            for index, sampling in enumerate(self.sampler.params(request, max_tokens))
+        ]
+        return Generation(self.engine, answers, self.limits.request_seconds)
+
+
+def new_answer_id(prefix: str) -> str:
+    """An id in OpenAI's form: chatcmpl-... or cmpl-..."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def unix_now() -> int:
+    return int(time.time())

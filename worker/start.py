@@ -1,0 +1,152 @@
+"""Puts one worker together from its settings: checkpoint, engine, intake, metrics, all that the API needs.
+
+The one place where the worker's parts learn of each other. Nothing here answers requests.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import load_checkpoint
+from model.config import LlavaConfig
+from model.errors import ModelError
+from model.images import ImagePreprocessor
+from model.prompts import Prompter
+from server.media.fetch import ImageFetcher
+from server.metrics import Metrics as MediaMetrics
+from server.protocol.registration import ImageCard, ModelCard
+from server.settings import Settings as MediaSettings
+from worker.answers.token_bytes import TokenBytes
+from worker.engine.config import EngineConfig
+from worker.engine.native import NativeEngine
+from worker.engine.protocol import Engine
+from worker.gate import Gate
+from worker.intake import ImageSource, Intake, IntakeLimits
+from worker.metrics import WorkerMetrics
+from worker.sampling import Sampler
+from worker.service import Service, ServiceLimits
+from worker.settings import WorkerSettings
+from worker.version import checkpoint_version
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class StartError(Exception):
+    """The worker cannot start; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What of a checkpoint the API's side needs; the weights are the engine's."""
+
+    config: LlavaConfig
+    prompter: Prompter
+    preprocessor: ImagePreprocessor
+
+
+def start_service(settings: WorkerSettings) -> Service:
+    """Loads the checkpoint and makes the engine, which is not started yet. Slow: call it off the event loop.
+
+    Raises StartError.
+    """
+    directory = Path(settings.model or "").expanduser()
+    device = _device(settings.device)
+    dtype_name = settings.dtype
+    if dtype_name == "auto":
+        dtype_name = "bfloat16" if device.startswith("cuda") else "float32"
+    name = settings.served_name or directory.resolve().name
+    try:
+        checkpoint = load_checkpoint(directory, device=device, dtype=DTYPES[dtype_name])
+        version = settings.version_id or checkpoint_version(directory)
+        metrics = WorkerMetrics(name, version)
+        engine = NativeEngine(checkpoint.model, _engine_config(settings), observer=metrics)
+        files = ModelFiles(checkpoint.config, checkpoint.prompter, checkpoint.preprocessor)
+        service = assemble(settings, files, engine, metrics, name=name, version=version)
+        return replace(service, device=device)
+    except (ModelError, ValueError, OSError) as error:
+        raise StartError(" ".join(str(error).split())) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise StartError(f"not enough memory on {device} for {directory}") from error
+
+
+def assemble(
+    settings: WorkerSettings,
+    files: ModelFiles,
+    engine: Engine,
+    metrics: WorkerMetrics,
+    *,
+    name: str,
+    version: str,
+    source: ImageSource | None = None,
+) -> Service:
+    """The service around an engine, whichever it is."""
+    limits = IntakeLimits(
+        max_images=settings.max_images,
+        max_image_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        max_total_pixels=settings.max_request_pixels,
+        threads=settings.image_threads,
+    )
+    gate = Gate(settings.max_requests, settings.max_images_held)
+    metrics.follow("requests_in_hand", "Requests that the API has let in.", lambda: gate.requests)
+    metrics.follow("images_in_hand", "Images that those requests hold.", lambda: gate.images)
+    keys = {*settings.api_keys, *([settings.worker_secret] if settings.worker_secret else [])}
+    return Service(
+        card=model_card(files.config, name, version, engine.context_length, settings.max_images),
+        engine=engine,
+        intake=Intake(files.prompter, files.preprocessor, source or _fetcher(settings), limits),
+        tokens=TokenBytes(files.prompter.tokenizer),
+        sampler=Sampler(files.config.text.vocab_size, files.prompter.stop_token_ids),
+        gate=gate,
+        metrics=metrics,
+        limits=ServiceLimits(
+            request_seconds=settings.request_seconds,
+            body_seconds=settings.body_seconds,
+            max_body_bytes=settings.max_body_bytes,
+            default_max_tokens=settings.default_max_tokens,
+        ),
+        api_keys=frozenset(keys),
+    )
+
+
+def model_card(config: LlavaConfig, name: str, version: str, context_length: int, max_images: int) -> ModelCard:
+    geometry = config.geometry
+    image = ImageCard(
+        tile=geometry.tile,
+        grid=geometry.grid,
+        canvases=[(canvas.width, canvas.height) for canvas in geometry.canvases],
+        extra_tokens=geometry.extra_tokens,
+    )
+    return ModelCard(name, version, context_length, int(time.time()), image, max_images)
+
+
+def _engine_config(settings: WorkerSettings) -> EngineConfig:
+    return EngineConfig(
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        max_step_tokens=settings.max_step_tokens,
+        max_step_tiles=settings.max_step_tiles,
+        block_size=settings.block_size,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        context_length=settings.context_length,
+        threads=settings.threads,
+    )
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise StartError(f"--device {name}: torch sees no CUDA device; use --device cpu")
+    if name != "cpu" and not name.startswith("cuda"):
+        raise StartError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    return name
+
+
+def _fetcher(settings: WorkerSettings) -> ImageSource:
+    media = MediaSettings(media_allow_private=settings.media_allow_private, max_image_bytes=settings.max_image_bytes)
+    return ImageFetcher(media, MediaMetrics())
