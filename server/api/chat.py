@@ -1,0 +1,158 @@
+"""POST /v1/chat/completions and /v1/completions: from the socket to the relay, around FastAPI's per-request machinery.
+
+The body goes on as it came unless a picture had to be fetched. Its full validation is the worker's: here is checked
+only what decides about safety, cost and the way.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from server.admission import Place, image_tokens
+from server.api.body import parse_object, read_body, require_json
+from server.controller import Controller
+from server.logs import log, log_exception
+from server.media.images import RequestImages, find_images, run_sized
+from server.protocol.errors import ApiError, bad_request, internal_error, model_not_found, too_large, unavailable
+from server.protocol.registration import ModelCard
+from server.relay import Call
+from server.reply import REQUEST_ID, Reply
+from server.routing.base import Work
+from server.stats import RequestRecord
+from server.watch import ClientLeft, ControllerStopping
+
+_BYTES_PER_TOKEN = 4  # of text, for routing's estimate
+_EXPECTED_ANSWER = 256  # tokens, where the request sets no limit
+_MAX_EXPECTED = 1 << 20
+
+# Fields with which another server behind us would run a template or a loader of the client's choosing.
+_REFUSED_FIELDS = ("chat_template", "mm_processor_kwargs", "media_io_kwargs")
+
+
+class GenerationRoute:
+    """An ASGI application for one path."""
+
+    def __init__(self, controller: Controller, path: str, *, chat: bool) -> None:
+        self._controller = controller
+        self._path = path
+        self._chat = chat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        controller = self._controller
+        reply = Reply(scope, send)
+        record = RequestRecord(id=scope[REQUEST_ID], route=self._path)
+        try:
+            await self._answer(scope, receive, reply, record)
+        except ClientLeft:
+            record.ended = "client_left"
+            controller.metrics.client_disconnects.inc()
+        except ControllerStopping:
+            await self._fail(unavailable("The server is stopping."), reply, record)
+        except ApiError as error:
+            await self._fail(error, reply, record)
+        except Exception:
+            log_exception("request failed", request_id=record.id, path=self._path)
+            await self._fail(internal_error(record.id), reply, record)
+        finally:
+            self._close(reply, record)
+
+    async def _answer(self, scope: Scope, receive: Receive, reply: Reply, record: RequestRecord) -> None:
+        controller, settings, headers = self._controller, self._controller.settings, scope["headers"]
+        controller.client_auth.check(headers)
+        require_json(headers)
+        if controller.stopping:
+            raise unavailable("The server is stopping.")
+        with controller.room.enter() as place:
+            body = await read_body(
+                headers, receive, limit=settings.max_body_bytes, seconds=settings.body_seconds, reserve=place.reserve
+            )
+            async with controller.watches.watch(receive):
+                call = await self._prepare(body, place, record)
+                record.prepare_seconds = record.elapsed
+                await controller.relay.answer(call, reply, record)
+
+    async def _prepare(self, body: bytes, place: Place, record: RequestRecord) -> Call:
+        """Raises ApiError for what can be refused without asking a worker."""
+        controller = self._controller
+        payload = await run_sized(controller.pool, len(body), partial(parse_object, body))
+        for field in _REFUSED_FIELDS:
+            if payload.get(field) is not None:
+                raise bad_request(f"{field} is not accepted.", param=field, code="unsupported_parameter")
+        stream = payload.get("stream")
+        if stream is not None and not isinstance(stream, bool):
+            raise bad_request("stream: expected true or false", param="stream")
+        record.stream = bool(stream)
+        card = self._card(payload.get("model"))
+        record.model = card.name
+        images, tokens = RequestImages(), 0
+        if self._chat:
+            references = find_images(payload.get("messages"))
+            if references:
+                images = await controller.images.resolve(references, card.max_images, place.reserve)
+                tokens = image_tokens(card, images.headers)
+                record.images = len(references)
+        text_bytes = max(0, len(body) - images.data_characters)
+        if images.rewritten:
+            body = await run_sized(controller.pool, images.data_characters, partial(orjson.dumps, payload))
+            if len(body) > (most := controller.settings.max_body_bytes):
+                raise too_large(f"With its pictures the request is larger than {most} bytes.")
+        return Call(record.id, self._path, body, card.name, _estimate(payload, tokens + text_bytes // _BYTES_PER_TOKEN))
+
+    def _card(self, model: object) -> ModelCard:
+        """The card of the model's roomiest worker: where cards differ, nothing is refused that one of them can take."""
+        if not isinstance(model, str) or not 0 < len(model) <= 256:
+            raise bad_request("model: expected the name of a model; GET /v1/models lists them.", param="model")
+        table = self._controller.table
+        workers = table.serving(model)
+        if workers:
+            return max((worker.card for worker in workers), key=lambda card: card.context_length)
+        if table.remembers(model) or not len(table):
+            raise unavailable("No worker for this model is connected right now; try again shortly.")
+        raise model_not_found(model)
+
+    async def _fail(self, error: ApiError, reply: Reply, record: RequestRecord) -> None:
+        record.error = error.code or error.type
+        record.ended = "broken" if reply.started else "error"
+        await reply.error(error)
+
+    def _close(self, reply: Reply, record: RequestRecord) -> None:
+        controller = self._controller
+        record.seconds = record.elapsed
+        record.status = reply.status or 499  # as proxies log a client that left before an answer began
+        controller.stats.add(record)
+        controller.metrics.requests.labels(self._path, str(record.status)).inc()
+        controller.metrics.latency.labels(self._path).observe(record.seconds)
+        log(
+            logging.INFO,
+            "request",
+            request_id=record.id,
+            path=self._path,
+            status=record.status,
+            ended=record.ended,
+            model=record.model,
+            worker=record.worker,
+            stream=record.stream,
+            images=record.images,
+            retries=record.retries,
+            prompt_tokens=record.prompt_tokens,
+            completion_tokens=record.completion_tokens,
+            first_byte_ms=round(record.first_byte_seconds * 1000, 1),
+            ms=round(record.seconds * 1000, 1),
+            error=record.error,
+        )
+
+
+def _estimate(payload: dict[str, Any], prompt_tokens: int) -> Work:
+    """What the request may cost, for routing. Fields that make no sense count as absent: the worker refuses them."""
+    answers = _count(payload.get("n"), 1)
+    limit = _count(payload.get("max_completion_tokens"), 0) or _count(payload.get("max_tokens"), _EXPECTED_ANSWER)
+    return Work(min(prompt_tokens, _MAX_EXPECTED), min(limit * answers, _MAX_EXPECTED))
+
+
+def _count(value: object, default: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default

@@ -1,0 +1,44 @@
+"""The outermost layer: names each request, sends the hot paths straight to their routes and the rest to FastAPI."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.reply import REQUEST_ID
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+
+
+class Front:
+    """`hot` maps POST paths to ASGI applications that name requests in their answers themselves."""
+
+    def __init__(self, app: ASGIApp, hot: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._hot = hot
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope[REQUEST_ID] = request_id = _request_id(scope)
+        hot = self._hot.get(scope["path"])
+        if hot is not None and scope["method"] == "POST":
+            await hot(scope, receive, send)
+            return
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._app(scope, receive, named)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's, where it is short and plain; else one of ours."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,75 @@
+"""/v1/models: what the connected workers serve, merged by name."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.controller import Controller
+from server.protocol.errors import model_not_found
+from server.registry.table import Worker
+
+
+class Capabilities(BaseModel):
+    vision: bool
+    max_images: int = Field(description="Pictures in one request.")
+
+
+class Model(BaseModel):
+    """OpenAI's fields, and what a client needs to size a request."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str
+    object: str = "model"
+    created: int = Field(description="Unix seconds.")
+    owned_by: str = "tephra"
+    version: str = Field(description="The newest version served; answers name theirs in system_fingerprint.")
+    versions: list[str]
+    context_length: int = Field(description="Tokens, prompt and answer together.")
+    max_model_len: int = Field(description="The same under vLLM's name.")
+    capabilities: Capabilities
+    workers: int
+
+
+class ModelList(BaseModel):
+    object: str = "list"
+    data: list[Model]
+
+
+def models_router(controller: Controller) -> APIRouter:
+    router = APIRouter(tags=["Models"])
+
+    @router.get("/v1/models", summary="List models")
+    async def list_models(request: Request) -> ModelList:
+        controller.client_auth.check(request.scope["headers"])
+        return ModelList(data=[_merged(name, workers) for name, workers in sorted(controller.table.models.items())])
+
+    @router.get("/v1/models/{model:path}", summary="Describe one model")
+    async def get_model(model: str, request: Request) -> Model:
+        controller.client_auth.check(request.scope["headers"])
+        workers = controller.table.serving(model)
+        if not workers:
+            raise model_not_found(model)
+        return _merged(model, workers)
+
+    return router
+
+
+def _merged(name: str, workers: list[Worker]) -> Model:
+    """Where workers differ, what all of them can take is promised."""
+    cards = sorted((worker.card for worker in workers), key=lambda card: card.created, reverse=True)
+    context_length = min(card.context_length for card in cards)
+    vision = all(card.image is not None for card in cards)
+    return Model(
+        id=name,
+        created=cards[0].created,
+        version=cards[0].version,
+        versions=list(dict.fromkeys(card.version for card in cards)),
+        context_length=context_length,
+        max_model_len=context_length,
+        capabilities=Capabilities(
+            vision=vision, max_images=min(card.max_images for card in cards) if vision else 0
+        ),
+        workers=len(workers),
+    )

@@ -1,0 +1,61 @@
+"""The controller's rooms, made once and joined: what the routes work with.
+
+No HTTP here. `start` needs a reachable Redis; from then on nothing here depends on it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from server.admission import Room
+from server.auth import AdminAuth, ClientAuth, WorkerAuth
+from server.media.fetch import ImageFetcher, Resolve, resolve_by_system
+from server.media.images import ImageResolver
+from server.metrics import Metrics
+from server.registry.membership import Membership
+from server.registry.store import RegistryStore, StoreErrors
+from server.registry.table import WorkerTable
+from server.relay import Relay
+from server.routing.router import POLICIES, Router
+from server.settings import Settings, SettingsError
+from server.state import StateError
+from server.stats import Stats
+from server.watch import Watches
+
+_MEDIA_THREADS = 2  # header reading is short; more would only contend with the event loop
+
+
+class Controller:
+    def __init__(self, settings: Settings, resolve: Resolve = resolve_by_system) -> None:
+        """`settings.redis_url` must be set. `resolve` looks up the hosts of picture URLs."""
+        if not settings.redis_url:
+            raise SettingsError("--redis-url: the controller needs shared state")
+        self.settings = settings
+        self.metrics = Metrics()
+        self.stats = Stats()
+        self.table = WorkerTable(self.metrics)
+        self.store = RegistryStore(settings.redis_url, settings.lease_seconds)
+        self.membership = Membership(settings, self.table, self.store, self.metrics)
+        self.pool = ThreadPoolExecutor(_MEDIA_THREADS, thread_name_prefix="media")
+        self.images = ImageResolver(settings, ImageFetcher(settings, self.metrics, resolve), self.pool, self.metrics)
+        self.room = Room(settings, self.metrics)
+        self.watches = Watches()
+        router = Router(self.table, POLICIES[settings.routing]())
+        self.relay = Relay(settings, router, self.metrics, self.stats, settings.worker_secret)
+        self.client_auth = ClientAuth(settings.api_keys)
+        self.worker_auth = WorkerAuth(settings.worker_secret)
+        self.admin_auth = AdminAuth(settings.admin_key)
+        self.stopping = False
+
+    async def start(self) -> None:
+        """Raises StateError when Redis cannot be reached."""
+        try:
+            await self.membership.start()
+        except StoreErrors as error:
+            raise StateError(f"Redis cannot be reached: {type(error).__name__}; check TEPHRA_REDIS_URL") from error
+        await self.relay.start()
+
+    async def stop(self) -> None:
+        await self.relay.stop()
+        await self.membership.stop()
+        self.pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,105 @@
+"""The socket and the server on it: start, serve, and a stop that lets answers end.
+
+Signals are the caller's business, so that a controller can also run inside another process or a test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from server.app import create_app
+from server.controller import Controller
+
+_KEEP_ALIVE = 75  # seconds an idle client connection is kept
+_LAST_WORDS = 0.3  # seconds, of the time to stop, for error events to reach their clients
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Raises OSError when the address is taken or not ours."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals alone and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class ControllerServer:
+    """start(), then wait() until stop() was called and the last answers have ended."""
+
+    def __init__(self, controller: Controller, listener: socket.socket) -> None:
+        self._controller = controller
+        self._listener = listener
+        self._deadline = controller.settings.shutdown_seconds
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                create_app(controller),
+                http="httptools",
+                ws="none",
+                lifespan="off",  # start() and wait() below do it, so that an error at start stays ours to word
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # whom a request comes from decides about /admin: no header may say it
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=max(1, round(self._deadline)),
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        if host in ("0.0.0.0", "::"):
+            host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def start(self) -> None:
+        """Raises StateError when Redis cannot be reached."""
+        await self._controller.start()
+        self._serving = asyncio.create_task(self._uvicorn.serve(sockets=[self._listener]))
+        started = asyncio.create_task(self._uvicorn.ready.wait())
+        await asyncio.wait((started, self._serving), return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+
+    def stop(self) -> None:
+        """Accepts nothing new; what is under way has `shutdown_seconds` to end."""
+        if not self._controller.stopping:
+            self._controller.stopping = True
+            self._uvicorn.should_exit = True
+            loop = asyncio.get_running_loop()
+            loop.call_later(max(0.0, self._deadline - _LAST_WORDS), self._controller.watches.stop_all)
+
+    async def wait(self) -> None:
+        assert self._serving is not None
+        try:
+            await self._serving
+        finally:
+            await self._controller.stop()

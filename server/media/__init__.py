@@ -1,0 +1,1 @@
+"""Pictures that requests name: data URLs, guarded fetching, header-only inspection."""

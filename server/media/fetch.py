@@ -1,0 +1,192 @@
+"""Fetches pictures that requests name by URL, without becoming a way into the network that the controller stands in.
+
+A name is resolved once, every address it has is checked, and the connection goes to those very addresses: there is no
+second look-up that could answer otherwise. Redirects are followed by hand, each held to the same rules. It knows
+nothing of pictures: what the bytes are is for `media.images` to find out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+from urllib.parse import urljoin
+
+import aiohttp
+import yarl
+from aiohttp.abc import AbstractResolver, ResolveResult
+from prometheus_client import Counter
+
+from server.media.addresses import IPAddress, MediaUrl, is_allowed, parse_media_url
+from server.protocol.errors import ApiError, bad_request, too_large
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]  # (host, port) -> addresses
+Reserve = Callable[[int], None]  # told of bytes before they are kept; may raise ApiError
+
+_CHUNK = 64 * 1024
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_ADDRESSES = 8
+
+
+async def resolve_by_system(host: str, port: int) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+class FetchSettings(Protocol):
+    """The limits that a fetcher holds; `server.settings.Settings` has them, and so have a worker's own."""
+
+    @property
+    def max_image_bytes(self) -> int: ...
+    @property
+    def media_allow_private(self) -> bool: ...
+    @property
+    def media_concurrency(self) -> int: ...
+    @property
+    def media_connect_seconds(self) -> float: ...
+    @property
+    def media_redirects(self) -> int: ...
+    @property
+    def media_seconds(self) -> float: ...
+
+
+class FetchMetrics(Protocol):
+    media_fetches: Counter  # by outcome
+
+
+class ImageFetcher:
+    """fetch(url) -> bytes, or ApiError."""
+
+    def __init__(self, settings: FetchSettings, metrics: FetchMetrics, resolve: Resolve = resolve_by_system) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._resolve = resolve
+        self._places = asyncio.Semaphore(settings.media_concurrency)
+
+    async def fetch(self, url: str, reserve: Reserve = lambda size: None) -> bytes:
+        """Raises ApiError 400 (refused, unreachable, not answered with 200, too slow) or 413 (too large)."""
+        outcome = "failed"
+        try:
+            async with asyncio.timeout(self._settings.media_seconds), self._places:
+                data = await self._follow(url, reserve)
+            outcome = "ok"
+            return data
+        except TimeoutError:
+            outcome = "timeout"
+            raise _failed(f"it did not arrive within {self._settings.media_seconds:g} seconds") from None
+        except ApiError as error:
+            outcome = "refused" if error.code in ("invalid_image_url", "image_url_not_allowed") else "failed"
+            outcome = "too_large" if error.status == 413 else outcome
+            raise
+        finally:
+            self._metrics.media_fetches.labels(outcome).inc()
+
+    async def _follow(self, url: str, reserve: Reserve) -> bytes:
+        for _ in range(self._settings.media_redirects + 1):
+            answer = await self._get(parse_media_url(url), reserve)
+            if isinstance(answer, bytes):
+                return answer
+            url = urljoin(url, answer.location)
+        raise _failed(f"it was redirected more than {self._settings.media_redirects} times")
+
+    async def _get(self, url: MediaUrl, reserve: Reserve) -> bytes | _Redirect:
+        addresses = await self._validated_addresses(url)
+        connector = aiohttp.TCPConnector(
+            resolver=_Pinned(url.host, addresses), use_dns_cache=False, force_close=True, limit=1
+        )
+        # trust_env=False: a proxy from the environment would resolve the name again, out of our sight.
+        async with aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._settings.media_connect_seconds),
+        ) as session:
+            try:
+                async with session.get(
+                    yarl.URL(url.text, encoded=True),
+                    allow_redirects=False,
+                    headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "tephra"},
+                ) as response:
+                    if response.status in _REDIRECTS and "Location" in response.headers:
+                        return _Redirect(response.headers["Location"])
+                    return await self._read(response, reserve)
+            except aiohttp.ConnectionTimeoutError:
+                raise _failed("its server did not accept a connection in time") from None
+            except (aiohttp.ClientError, OSError, ValueError):
+                # The reason stays here: it would tell a stranger what answers inside our network.
+                raise _failed("its server could not be read from") from None
+
+    async def _read(self, response: aiohttp.ClientResponse, reserve: Reserve) -> bytes:
+        if response.status != 200:
+            raise _failed(f"its server answered with status {response.status}")
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise _failed("its server sent it compressed although that was not asked for")
+        limit = self._settings.max_image_bytes
+        if (response.content_length or 0) > limit:
+            raise too_large(f"The picture is larger than {limit} bytes.")
+        data = bytearray()
+        async for chunk in response.content.iter_chunked(_CHUNK):
+            if len(data) + len(chunk) > limit:
+                raise too_large(f"The picture is larger than {limit} bytes.")
+            reserve(len(chunk))
+            data += chunk
+        return bytes(data)
+
+    async def _validated_addresses(self, url: MediaUrl) -> list[IPAddress]:
+        if url.address is not None:
+            addresses: list[IPAddress] = [url.address]
+        else:
+            try:
+                found = await self._resolve(url.host, url.port)
+                addresses = [ipaddress.ip_address(text) for text in dict.fromkeys(found)][:_MAX_ADDRESSES]
+            except (OSError, ValueError):
+                raise _failed("its host was not found") from None
+        if not addresses:
+            raise _failed("its host was not found")
+        # One forbidden address is enough: a name that points both ways is no honest picture server.
+        if not all(is_allowed(one, allow_private=self._settings.media_allow_private) for one in addresses):
+            raise bad_request(
+                "The picture's URL is not accepted: it leads to an address that this server does not fetch from.",
+                code="image_url_not_allowed",
+            )
+        return addresses
+
+
+class _Redirect:
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+
+class _Pinned(AbstractResolver):
+    """Answers aiohttp's look-up with the addresses that were checked, and with nothing else."""
+
+    def __init__(self, host: str, addresses: list[IPAddress]) -> None:
+        self._host = host
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        if host != self._host:
+            raise OSError("not the host that was checked")
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address),
+                port=port,
+                family=socket.AF_INET6 if address.version == 6 else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in self._addresses
+        ]
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+
+def _failed(reason: str) -> ApiError:
+    return bad_request(f"The picture could not be fetched: {reason}.", code="image_fetch_failed")

@@ -1,0 +1,57 @@
+"""What the controller counts, for Prometheus. Names follow vLLM's where the thing is the same, under our prefix.
+
+Each controller has a registry of its own, so that several can live in one process (tests do that). Labels come from
+bounded sets only: routes, statuses, outcomes, and workers that proved the secret (dropped when they are forgotten).
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_PREFIX = "tephra_controller"
+_LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """The collectors, made once."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests answered, by route and status.", "route", "status")
+        self.in_flight = self._gauge("num_requests_running", "Requests under way in this controller.")
+        self.inflight_bytes = self._gauge("inflight_bytes", "Memory held for request bodies and pictures under way.")
+        self.ttft = self._histogram(
+            "time_to_first_token_seconds", "From a request's arrival to the first byte of a streamed answer.", _TTFT
+        )
+        self.latency = self._histogram(
+            "e2e_request_latency_seconds", "From a request's arrival to its end.", _LATENCY, "route"
+        )
+        self.generation_tokens = self._counter("generation_tokens", "Answer tokens relayed (as reported or as seen).")
+        self.worker_requests = self._counter("worker_requests", "Attempts sent to a worker.", "worker", "outcome")
+        self.retries = self._counter("retries", "Attempts repeated at another worker.", "reason")
+        self.streams_broken = self._counter("streams_broken", "Streams that ended with an error event.", "reason")
+        self.client_disconnects = self._counter("client_disconnects", "Clients that left before their answer's end.")
+        self.workers = self._gauge("workers", "Workers registered, by state.", "state")
+        self.registry_connected = self._gauge("registry_connected", "1 while shared state (Redis) can be reached.")
+        self.registrations = self._counter("registrations", "Workers that joined, left or were forgotten.", "event")
+        self.media_fetches = self._counter("media_fetches", "Pictures fetched for requests, by outcome.", "outcome")
+        self.image_rejections = self._counter(
+            "image_rejections", "Requests refused because of a picture, before anything was decoded.", "reason"
+        )
+
+    def forget_worker(self, worker_id: str) -> None:
+        for outcome in ("ok", "refused", "failed", "abandoned"):
+            self.worker_requests.remove(worker_id, outcome)
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", help, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", help, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", help, labels, buckets=buckets, registry=self.registry)

@@ -1,0 +1,67 @@
+"""Writes answers to plain ASGI: JSON, errors in OpenAI's shape, event streams. Knows whether an answer has begun."""
+
+from __future__ import annotations
+
+import orjson
+from starlette.types import Message, Scope, Send
+
+from server.protocol.errors import ApiError
+from server.sse import error_frame
+
+Headers = list[tuple[bytes, bytes]]
+
+REQUEST_ID = "tephra.request_id"  # key of the ASGI scope
+
+
+def error_headers(error: ApiError) -> Headers:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+
+
+class Reply:
+    """One request's answer."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._send = send
+        self._id = (b"x-request-id", scope[REQUEST_ID].encode())
+        self.started = False
+        self.streaming = False
+        self.sending = False  # waiting for the client to take what it was sent
+        self.status = 0
+
+    async def json(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        """Sends a whole answer; `body` is JSON already."""
+        own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), self._id]
+        self.started, self.status = True, status
+        await self._put({"type": "http.response.start", "status": status, "headers": own + (headers or [])})
+        await self._put({"type": "http.response.body", "body": body})
+
+    async def frames(self, data: bytes) -> None:
+        """Sends whole event-stream frames, beginning the answer with the first."""
+        if not self.started:
+            self.started = self.streaming = True
+            self.status = 200
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),  # proxies in front shall not hold tokens back
+                self._id,
+            ]
+            await self._put({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._put({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """Ends an event stream."""
+        await self._put({"type": "http.response.body", "body": b""})
+
+    async def error(self, error: ApiError) -> None:
+        """The error as an answer of its own, or as the last event of a stream that has begun."""
+        body = orjson.dumps(error.body())
+        if not self.started:
+            await self.json(error.status, body, error_headers(error))
+        elif self.streaming:
+            await self._put({"type": "http.response.body", "body": error_frame(body)})
+
+    async def _put(self, message: Message) -> None:
+        self.sending = True
+        await self._send(message)
+        self.sending = False

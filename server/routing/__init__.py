@@ -1,0 +1,1 @@
+"""Which worker answers: a policy chooses among the workers that may."""
