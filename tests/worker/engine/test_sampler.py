@@ -83,7 +83,7 @@ def random_rows(generator: np.random.Generator, count: int) -> list[SampleRow]:
             presence_penalty=maybe(0, 1.5),
             repetition_penalty=maybe(1, 1.3),
         )
-        rows.append(row(settings, prompt=answer[:3] + (5, 6, 7), answer=answer))
+        rows.append(row(settings, prompt=(*answer[:3], 5, 6, 7), answer=answer))
     return rows
 
 

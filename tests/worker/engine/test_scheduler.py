@@ -113,9 +113,7 @@ class House:
 
     def _waits_for_tiles(self, sequence: Sequence, chunk: Chunk | None) -> bool:
         reached = chunk.end if chunk else sequence.computed
-        return any(
-            slot.features is None and slot.start <= reached < slot.end for slot in sequence.images
-        )
+        return any(slot.features is None and slot.start <= reached < slot.end for slot in sequence.images)
 
     def check_blocks(self) -> None:
         held = [block for sequence in self.sequences for block in sequence.table.blocks]
@@ -227,7 +225,9 @@ def test_an_image_larger_than_the_tile_budget_is_encoded_alone() -> None:
 
 def test_features_are_held_from_the_first_chunk_that_needs_them_to_the_last() -> None:
     house = House(EngineConfig(max_running=1, max_step_tokens=2), BlockAllocator(64, 4))
-    request = EngineRequest("r", (*(IMAGE,) * 4, 1, 1, *(IMAGE,) * 3, 1), (image(4, 1), image(3, 1)), SamplingParams(1, 0))
+    request = EngineRequest(
+        "r", (*(IMAGE,) * 4, 1, 1, *(IMAGE,) * 3, 1), (image(4, 1), image(3, 1)), SamplingParams(1, 0)
+    )
     sequence = house.arrive(request)
     held = []
     while house.scheduler.has_work:
