@@ -112,7 +112,10 @@ def conversation(scene: Scene, purpose: str) -> tuple[Turn, ...]:
 
 
 def row(scene: Scene, identity: str, image: str, purpose: str) -> dict[str, Any]:
-    """One LLaVA row. The first question carries the image; `families` and `layout` are extra keys."""
+    """One LLaVA row. The first question carries the image.
+
+    `families`, `layout`, `size` (width, height) and `objects` (name and box of the ink, in pixels) are extra keys.
+    """
     turns = conversation(scene, purpose)
     talk = []
     for place, turn in enumerate(turns):
@@ -124,6 +127,8 @@ def row(scene: Scene, identity: str, image: str, purpose: str) -> dict[str, Any]
         "conversations": talk,
         "layout": str(scene.layout),
         "families": [str(turn.family) for turn in turns],
+        "size": scene.picture.size,
+        "objects": [{"name": placed.name, "box": placed.box} for placed in scene.objects],
     }
 
 

@@ -44,7 +44,12 @@ class Mix:
     most_frequent_words: int | None = None  # print only this many of the most frequent words
 
 
-MIXES: dict[str, Mix] = {"caption": Mix("caption"), "instruct": Mix("instruct")}
+MIXES: dict[str, Mix] = {
+    "caption": Mix("caption"),
+    "instruct": Mix("instruct"),
+    # For the vision tower, which has letters to learn besides things.
+    "see": Mix("instruct", Proportions(single=50, pair=20, left_right=10, counting=20, shapes=10, reading=60, small_print=30)),
+}
 
 
 @dataclass(frozen=True)
