@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -11,15 +13,15 @@ import typer
 
 app = typer.Typer(
     name="tephra",
-    help="Serves the LLaVA family: an OpenAI-compatible chat API with images in front of many workers.",
+    help="Serves and trains the LLaVA family: an OpenAI-compatible chat API with images in front of many workers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-eval_app = typer.Typer(help="Measure a checkpoint.", no_args_is_help=True)
-app.add_typer(eval_app, name="eval")
 
-# Flags of these two belong to the processes themselves and are passed on as they are, --help too.
+DEMO = "demo"
+
+# Flags of these belong to the processes themselves and are passed on as they are, --help too.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 Model = Annotated[str, typer.Option(envvar="TEPHRA_MODEL", help="A checkpoint folder, or 'demo'.")]
@@ -61,16 +63,36 @@ def up(
 def controller(context: typer.Context) -> None:
     """Run the controller alone; 'tephra controller --help' lists its settings."""
     from server.__main__ import run
+    from server.settings import SettingsError, read_settings
 
-    raise typer.Exit(run(context.args))
+    try:
+        settings = read_settings(context.args)
+    except SettingsError as error:
+        _fail(str(error))
+    raise typer.Exit(run(settings))
 
 
 @app.command(context_settings=_PASSED_ON)
 def worker(context: typer.Context) -> None:
-    """Run one worker alone; 'tephra worker --help' lists its settings."""
-    from worker.__main__ import run
+    """Run one worker alone, on the demo model by default; 'tephra worker --help' lists its settings."""
+    from worker.settings import SettingsError, read_settings
 
-    raise typer.Exit(run(context.args))
+    try:
+        settings = read_settings(context.args, {"TEPHRA_MODEL": DEMO, **os.environ})
+    except SettingsError as error:
+        _fail(str(error))
+    if settings.model == DEMO:
+        settings = replace(settings, model=str(_demo_checkpoint()), served_name=settings.served_name or DEMO)
+
+    from worker.serve import run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def demo() -> None:
+    """Put the demo checkpoint together, unless it is there already, and print its folder."""
+    print(_demo_checkpoint())
 
 
 @app.command()
@@ -101,6 +123,20 @@ def chat(
             conversation.close()
     except ChatError as error:
         _fail(str(error))
+
+
+@app.command(context_settings=_PASSED_ON)
+def train(context: typer.Context) -> None:
+    """Run one stage of training; 'tephra train --help' lists the recipes and options."""
+    from training.train import command
+
+    command(context.args)
+
+
+def _demo_checkpoint() -> Path:
+    from deploy.demo.assemble import demo_checkpoint
+
+    return demo_checkpoint()
 
 
 def _fail(message: str) -> NoReturn:

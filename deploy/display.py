@@ -9,11 +9,10 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.spinner import Spinner
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -103,13 +102,12 @@ class _Row:
         return (self._ended or time.monotonic()) - self._began
 
 
-def summary(rows: Sequence[tuple[str, str]], example: str, console: Console) -> RenderableType:
-    """Addresses and an example to paste. The example keeps its lines whole, so that it can be copied."""
+def print_summary(rows: Sequence[tuple[str, str]], example: str, console: Console) -> None:
+    """Addresses, and an example to paste: its lines are left whole, so that they can be copied."""
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     title = "Tephra is ready · Ctrl-C stops everything"
-    panel = Panel(table, title=title, title_align="left", border_style="green", expand=False)
-    if not console.is_terminal:
-        return Group(panel, Text(example))
-    return Group(panel, Syntax(example, "bash", background_color="default", word_wrap=True))
+    console.print(Panel(table, title=title, title_align="left", border_style="green", expand=False))
+    console.print(Text(example), soft_wrap=True)
+    console.print()

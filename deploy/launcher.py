@@ -24,12 +24,14 @@ import httpx
 import redis
 from rich.console import Console
 
-from deploy.display import StartDisplay, summary
+from deploy.display import StartDisplay, print_summary
 from deploy.folders import new_run_folder, state_folder
 from deploy.supervisor import Part, PartFailed, Probe, Stage, Supervised, last_words
 from server.state import EmbeddedValkey, StateError
 
 MOST_WORKERS = 64
+DEMO = "demo"
+_DRAIN_SECONDS = 2.0  # what the parts are told about finishing answers
 _STOP_SECONDS = 3.5  # for the parts to end by themselves; what is left then is killed
 _KILLED_SECONDS = 0.5
 _STATE_STOP_SECONDS = 0.5
@@ -37,7 +39,7 @@ _CONTROLLER_SECONDS = 60.0  # most time for the controller to start, and to see 
 _STATE_PROBE_SECONDS = 1.0
 _STATE_MISSES = 3  # pings in a row without an answer, after which the embedded Valkey is started anew
 # Names that say where one process listens or who it is: given to each part by flag, never inherited by all of them.
-_OWN_NAMES = ("TEPHRA_HOST", "TEPHRA_PORT", "TEPHRA_WORKERS", "TEPHRA_WORKER_ID", "TEPHRA_URL")
+_OWN_NAMES = ("TEPHRA_HOST", "TEPHRA_PORT", "TEPHRA_WORKER_ID", "TEPHRA_WORKER_URL", "TEPHRA_CONTROLLER_URL")
 
 
 class LaunchError(Exception):
@@ -60,48 +62,52 @@ def up(launch: Launch, console: Console) -> int:
     """Runs until SIGINT or SIGTERM and returns the exit code. Raises LaunchError when it cannot start."""
     if not 1 <= launch.workers <= MOST_WORKERS:
         raise LaunchError(f"--workers must be 1 to {MOST_WORKERS}, not {launch.workers}.")
-    port = _free_port(launch.host) if launch.port == 0 else launch.port
+    port = launch.port or _free_port(launch.host)
     check_port(launch.host, port)
     try:
         folder = new_run_folder(state_folder())
     except OSError as error:
         raise LaunchError(f"Cannot write logs under {state_folder()}: {error.strerror}.") from error
-    prepare_checkpoint(launch.model)
-    return asyncio.run(_System(launch, port, folder, console).run())
+    checkpoint = prepare_checkpoint(launch.model)
+    return asyncio.run(_System(launch, checkpoint, port, folder, console).run())
 
 
 def check_port(host: str, port: int) -> None:
     """Raises LaunchError when nobody can listen there."""
+    if not 1 <= port <= 65535:
+        raise LaunchError(f"{port} is no port: choose one of 1 to 65535 with --port, or 0 for any free one.")
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in addresses[:1]:
             with socket.socket(family, kind, protocol) as trial:
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 trial.bind(address)
-    except OverflowError as error:
-        raise LaunchError(f"{port} is no port: choose one of 1 to 65535 with --port.") from error
     except socket.gaierror as error:
         raise LaunchError(f"{host} is no address of this machine: {error.strerror}.") from error
     except OSError as error:
         raise LaunchError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
 
 
-def prepare_checkpoint(model: str) -> None:
-    """Sees that the model is there. The demo is assembled, with a progress bar, in a process of its own, whose memory
-    is free again afterwards. Raises LaunchError."""
-    if model == "demo":
-        finished = subprocess.run([sys.executable, "-m", "deploy.cli", "demo"], stdout=subprocess.DEVNULL, check=False)
-        if finished.returncode != 0:
-            raise LaunchError("The demo checkpoint could not be made; the reason stands above.")
-    elif not (Path(model) / "config.json").is_file():
-        raise LaunchError(f"No checkpoint at {model}: expected a folder with config.json, or 'demo'.")
+def prepare_checkpoint(model: str) -> Path:
+    """The folder of the model. The demo is assembled, with a progress bar, in a process of its own, whose memory is
+    free again afterwards. Raises LaunchError."""
+    if model != DEMO:
+        if not (Path(model) / "config.json").is_file():
+            raise LaunchError(f"No checkpoint at {model}: expected a folder with config.json, or '{DEMO}'.")
+        return Path(model)
+    command = [sys.executable, "-m", "deploy.cli", "demo"]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # its progress is on stderr
+    if finished.returncode != 0:
+        raise LaunchError("The demo checkpoint could not be made; the reason stands above.")
+    return Path(finished.stdout.strip())
 
 
 class _System:
     """All parts of one run."""
 
-    def __init__(self, launch: Launch, port: int, folder: Path, console: Console) -> None:
-        self._launch, self._port, self._folder, self._console = launch, port, folder, console
+    def __init__(self, launch: Launch, checkpoint: Path, port: int, folder: Path, console: Console) -> None:
+        self._launch, self._checkpoint, self._port, self._folder = launch, checkpoint, port, folder
+        self._console = console
         self._display = StartDisplay(console)
         self._valkey = EmbeddedValkey() if launch.redis_url is None else None
         self._secret = os.environ.get("TEPHRA_WORKER_SECRET") or secrets.token_urlsafe(32)
@@ -150,7 +156,7 @@ class _System:
                 raise LaunchError(str(error)) from error
             except OSError as error:
                 raise LaunchError(f"Cannot start a process: {error.strerror or error}.") from error
-        self._console.print(self._summary(model, time.monotonic() - began))
+        self._print_summary(model, time.monotonic() - began)
 
     def _start_state(self) -> str:
         """The Redis URL for all parts. On the main thread: an embedded Valkey ends with the thread that started it."""
@@ -173,7 +179,10 @@ class _System:
         environment = {**inherited, **shared}
         controller = Part(
             name="controller",
-            command=(sys.executable, "-m", "server", "--host", self._launch.host, "--port", str(self._port)),
+            command=(
+                *(sys.executable, "-m", "server", "--host", self._launch.host, "--port", str(self._port)),
+                *("--shutdown-seconds", f"{_DRAIN_SECONDS:g}"),
+            ),
             environment=environment,
             log=self._folder / "controller.log",
             probe=_http_probe(client, f"{self._base}/health/live"),
@@ -184,8 +193,10 @@ class _System:
         for number in range(1, self._launch.workers + 1):
             name, port = f"worker-{number}", _free_port("127.0.0.1")
             command = (
-                *(sys.executable, "-m", "worker", "--model", self._launch.model),
+                *(sys.executable, "-m", "worker", "--model", str(self._checkpoint)),
+                *(("--served-name", DEMO) if self._launch.model == DEMO else ()),
                 *("--host", "127.0.0.1", "--port", str(port), "--controller", self._base),
+                *("--drain-seconds", f"{_DRAIN_SECONDS:g}"),
             )
             probe = _http_probe(client, f"http://127.0.0.1:{port}/health/ready")
             log = self._folder / f"{name}.log"
@@ -255,7 +266,8 @@ class _System:
         """Waits this long at most; failures were told when they came."""
         waits = [asyncio.ensure_future(part.stopped()) for part in parts]
         if waits:
-            await asyncio.wait((*waits, *self._tasks), timeout=seconds)
+            done, _ = await asyncio.wait((*waits, *self._tasks), timeout=seconds)
+            await asyncio.gather(*done, return_exceptions=True)
 
     @property
     def _base(self) -> str:
@@ -263,7 +275,7 @@ class _System:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._launch.host, self._launch.host)
         return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self._port}"
 
-    def _summary(self, model: str, seconds: float) -> object:
+    def _print_summary(self, model: str, seconds: float) -> None:
         workers = f"{self._launch.workers} worker{'s' if self._launch.workers > 1 else ''}"
         rows = [
             ("Model", f"{model} on {workers}, up in {seconds:.0f} s"),
@@ -273,7 +285,8 @@ class _System:
             ("Metrics", f"{self._base}/metrics"),
             ("Logs", str(self._folder)),
         ]
-        return summary(rows, example(self._base, model, bool(os.environ.get("TEPHRA_API_KEYS"))), self._console)
+        commands = example(self._base, model, bool(os.environ.get("TEPHRA_API_KEYS")))
+        print_summary(rows, commands, self._console)
 
 
 def example(base: str, model: str, with_key: bool) -> str:
@@ -324,14 +337,18 @@ async def _answers(redis_url: str) -> bool:
 
 def _thread_share(workers: int, environment: Mapping[str, str]) -> dict[str, str]:
     """Several workers share the cores; else each would start a thread for every core, to the loss of all."""
-    if workers == 1 or "OMP_NUM_THREADS" in environment:
+    if workers == 1 or "OMP_NUM_THREADS" in environment or "TEPHRA_THREADS" in environment:
         return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, cores // workers))}
+    return {"TEPHRA_THREADS": str(max(1, cores // workers))}
 
 
 def _free_port(host: str) -> int:
+    """A port that nobody listens on now. Raises LaunchError when `host` is not of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.bind((host, 0))
-        return int(trial.getsockname()[1])
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.bind((host, 0))
+            return int(trial.getsockname()[1])
+    except OSError as error:
+        raise LaunchError(f"{host} is no address of this machine: {error.strerror}.") from error
