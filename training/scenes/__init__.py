@@ -7,6 +7,7 @@ background set. This package knows nothing of models.
 
 from training.scenes.assets import MissingAssetError
 from training.scenes.catalogue import Catalogue, Kind, drawn_catalogue, full_catalogue
+from training.scenes.chat import ChatPrompt, chat_prompts, merge_chat
 from training.scenes.compose import Composer
 from training.scenes.dataset import DatasetError, DatasetSummary, write_dataset
 from training.scenes.mix import MIXES, Mix, Proportions
@@ -15,6 +16,7 @@ from training.scenes.scene import Family, Layout, Placed, Scene, Turn
 __all__ = [
     "MIXES",
     "Catalogue",
+    "ChatPrompt",
     "Composer",
     "DatasetError",
     "DatasetSummary",
@@ -27,7 +29,9 @@ __all__ = [
     "Proportions",
     "Scene",
     "Turn",
+    "chat_prompts",
     "drawn_catalogue",
     "full_catalogue",
+    "merge_chat",
     "write_dataset",
 ]

@@ -48,7 +48,9 @@ MIXES: dict[str, Mix] = {
     "caption": Mix("caption"),
     "instruct": Mix("instruct"),
     # For the vision tower, which has letters to learn besides things.
-    "see": Mix("instruct", Proportions(single=50, pair=20, left_right=10, counting=20, shapes=10, reading=60, small_print=30)),
+    "see": Mix(
+        "instruct", Proportions(single=50, pair=20, left_right=10, counting=20, shapes=10, reading=60, small_print=30)
+    ),
 }
 
 
