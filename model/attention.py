@@ -21,29 +21,37 @@ class Attention(Protocol):
 
 
 class SegmentAttention:
-    """No token sees another segment, nor what comes after it in its own."""
+    """No token sees another segment, nor what comes after it in its own.
 
-    def __init__(self, lengths: Sequence[int], *, sliding_window: int | None = None) -> None:
-        self._lengths = list(lengths)
-        self._window = sliding_window
+    Segments are laid side by side, padded to the longest, and mixed by one call; the padding is never read.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], *, sliding_window: int | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        longest = max(lengths)
+        columns = torch.arange(longest, device=device)
+        kept = columns < torch.tensor(lengths, device=device)[:, None]  # [B, L]
+        starts = torch.tensor([0, *lengths[:-1]], device=device).cumsum(0)
+        self._shape = (len(lengths), longest)
+        self._padded = len(set(lengths)) > 1
+        self._gather = torch.where(kept, starts[:, None] + columns, 0).flatten()  # [B*L] -> flat token
+        self._scatter = kept.flatten().nonzero().squeeze(1)  # [T] -> place in [B*L]
+        self._mask: torch.Tensor | None = None
+        if sliding_window is not None and longest > sliding_window:
+            distance = columns[:, None] - columns
+            self._mask = (distance >= 0) & (distance < sliding_window)
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k = k.repeat_interleave(groups, dim=1)
             v = v.repeat_interleave(groups, dim=1)
-        mixed = [
-            self._segment(*(part.transpose(0, 1).unsqueeze(0) for part in parts))
-            for parts in zip(q.split(self._lengths), k.split(self._lengths), v.split(self._lengths), strict=True)
-        ]
-        return torch.cat(mixed)
+        q, k, v = (self._batch(part) for part in (q, k, v))  # [B, heads, L, head_dim]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, is_causal=self._mask is None)
+        flat = mixed.transpose(1, 2).flatten(0, 1)  # [B*L, heads, head_dim]
+        return flat[self._scatter] if self._padded else flat
 
-    def _segment(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        length = q.shape[2]
-        if self._window is None or length <= self._window:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
-            visible = (distance >= 0) & (distance < self._window)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        return mixed.squeeze(0).transpose(0, 1)  # [T, heads, head_dim]
+    def _batch(self, x: torch.Tensor) -> torch.Tensor:
+        laid = x[self._gather] if self._padded else x
+        return laid.view(*self._shape, *x.shape[1:]).transpose(1, 2)

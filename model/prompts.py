@@ -40,6 +40,14 @@ class ChatMessage:
     parts: tuple[TextPart | ImagePart, ...]
 
 
+@dataclass(frozen=True)
+class LabelledPrompt:
+    """A whole conversation as tokens; `supervised[i]` says whether token i is one that the assistant must produce."""
+
+    token_ids: tuple[int, ...]
+    supervised: tuple[bool, ...]
+
+
 class Prompter:
     """One checkpoint's tokenizer and chat template. Safe to use from several threads."""
 
@@ -68,6 +76,27 @@ class Prompter:
         rendered = self._render(messages, guard)
         return self._expand(self._encode(rendered, guard), layouts)
 
+    def build_labelled(self, messages: Sequence[ChatMessage], layouts: Sequence[ImageLayout]) -> LabelledPrompt:
+        """The conversation with its answers, for training: labels are set while tokens are laid down.
+
+        Supervised are the assistant's words and the stop token that the template puts behind them. Raises PromptError.
+        """
+        guard = _Guard(self._special)
+        rendered = self._render(messages, guard, generation=False, mark_answers=True)
+        ids: list[int] = list(self._prefix)
+        supervised: list[bool] = [False] * len(ids)
+        for index, piece in enumerate(guard.split_answers(rendered)):
+            tokens = self._encode_pieces(piece, guard)
+            answer = index % 2 == 1
+            if index == 0 and self._prefix and tokens[: len(self._prefix)] == self._prefix:
+                tokens = tokens[len(self._prefix) :]
+            flags = [answer] * len(tokens)
+            if not answer and index > 0 and tokens and tokens[0] in self.stop_token_ids:
+                flags[0] = True
+            ids += tokens
+            supervised += flags
+        return self._expand_labelled(ids, supervised, layouts)
+
     def build_text(self, text: str) -> tuple[int, ...]:
         """A raw prompt without template or images; special tokens in it stay text."""
         return tuple(self._prefix + self._encode_plain(text))
@@ -76,19 +105,30 @@ class Prompter:
         """The template's text, for people to read."""
         return self._render(messages, _Guard(None))
 
-    def _render(self, messages: Sequence[ChatMessage], guard: _Guard) -> str:
+    def _render(
+        self, messages: Sequence[ChatMessage], guard: _Guard, *, generation: bool = True, mark_answers: bool = False
+    ) -> str:
         if self._template is None:
             raise PromptError("This checkpoint has no chat template; use /v1/completions or add chat_template.jinja.")
-        content = [{"role": message.role, "content": self._content(message, guard)} for message in messages]
+        content = [
+            {
+                "role": message.role,
+                "content": self._content(message, guard, mark=mark_answers and message.role == "assistant"),
+            }
+            for message in messages
+        ]
         try:
             rendered = self.tokenizer.apply_chat_template(
-                content, chat_template=self._template, tokenize=False, add_generation_prompt=True
+                content, chat_template=self._template, tokenize=False, add_generation_prompt=generation
             )
         except jinja2.TemplateError as error:
             raise PromptError(f"The chat template refuses this conversation: {error}") from error
         return str(rendered)
 
-    def _content(self, message: ChatMessage, guard: _Guard) -> str | list[dict[str, str]]:
+    def _content(self, message: ChatMessage, guard: _Guard, *, mark: bool) -> str | list[dict[str, str]]:
+        if mark:
+            text = guard.mark_answer("".join(part.text for part in message.parts if isinstance(part, TextPart)))
+            return [{"type": "text", "text": text}] if self._takes_parts else text
         if self._takes_parts:
             return [
                 {"type": "text", "text": guard.hide(part.text)} if isinstance(part, TextPart) else {"type": "image"}
@@ -106,13 +146,17 @@ class Prompter:
             return False
         return "probe" in rendered and self._image_token in rendered and "'type'" not in rendered
 
-    def _encode(self, rendered: str, guard: _Guard) -> list[int]:
+    def _encode_pieces(self, rendered: str, guard: _Guard) -> list[int]:
         ids: list[int] = []
         for text, hidden in guard.reveal(rendered):
             if hidden:
                 ids += self._encode_plain(text)
             elif text:
                 ids += self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _encode(self, rendered: str, guard: _Guard) -> list[int]:
+        ids = self._encode_pieces(rendered, guard)
         if self._prefix and ids[: len(self._prefix)] != self._prefix:
             ids = self._prefix + ids
         return ids
@@ -124,17 +168,22 @@ class Prompter:
         return ids
 
     def _expand(self, ids: list[int], layouts: Sequence[ImageLayout]) -> tuple[int, ...]:
+        return self._expand_labelled(ids, [False] * len(ids), layouts).token_ids
+
+    def _expand_labelled(
+        self, ids: list[int], supervised: list[bool], layouts: Sequence[ImageLayout]
+    ) -> LabelledPrompt:
         places = ids.count(self._image_id)
         if places != len(layouts):
             raise PromptError(f"The conversation has {len(layouts)} images, but its template gives {places} a place.")
         remaining = iter(layouts)
         expanded: list[int] = []
-        for token in ids:
-            if token == self._image_id:
-                expanded += [token] * next(remaining).tokens
-            else:
-                expanded.append(token)
-        return tuple(expanded)
+        flags: list[bool] = []
+        for token, flag in zip(ids, supervised, strict=True):
+            times = next(remaining).tokens if token == self._image_id else 1
+            expanded += [token] * times
+            flags += [flag] * times
+        return LabelledPrompt(tuple(expanded), tuple(flags))
 
 
 class _Guard:
@@ -150,11 +199,17 @@ class _Guard:
             return text
         return self._special.sub(self._mark, text)
 
+    def mark_answer(self, text: str) -> str:
+        """The assistant's words between two marks."""
+        mark = f"\ue000{self._nonce}|\ue001"
+        return f"{mark}{self.hide(text)}{mark}"
+
+    def split_answers(self, rendered: str) -> list[str]:
+        """What lies outside answers at even places, the answers at odd ones."""
+        return rendered.split(f"\ue000{self._nonce}|\ue001")
+
     def reveal(self, rendered: str) -> Iterator[tuple[str, bool]]:
         """Pieces of the rendered text, and whether each is hidden user text."""
-        if not self._hidden:
-            yield rendered, False
-            return
         for index, piece in enumerate(re.split(f"\ue000{self._nonce}:(\\d+)\ue001", rendered)):
             yield (self._hidden[int(piece)], True) if index % 2 else (piece, False)
 

@@ -1,0 +1,1 @@
+"""From files in the LLaVA conversation format to flat batches of labelled tokens."""
