@@ -67,7 +67,7 @@ export class Composer {
       }
       this.#showTray();
     }
-    this.question.focus();
+    this.focus();
   }
 
   useSample(picture, question) {
@@ -76,7 +76,7 @@ export class Composer {
     this.#showTray();
     this.question.value = question;
     this.fit();
-    this.question.focus();
+    this.focus();
   }
 
   clearPictures() {
@@ -89,7 +89,7 @@ export class Composer {
     this.pictures = this.pictures.filter((other) => other !== picture);
     this.sampled = false;
     this.#showTray();
-    this.question.focus();
+    this.focus();
   }
 
   #showTray() {
@@ -115,6 +115,11 @@ export class Composer {
         ),
       ),
     );
+  }
+
+  /** Where a keyboard is at hand; on a phone the focus would cover half the page with one. */
+  focus() {
+    if (matchMedia("(pointer: fine)").matches) this.question.focus();
   }
 
   /** The field grows with the question, up to the limit that the style sheet sets. */

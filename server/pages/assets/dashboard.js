@@ -85,20 +85,19 @@ function count(number, one, many) {
   return `${number === 0 ? "no" : number} ${number === 1 ? one : many}`;
 }
 
-function headline(workers) {
+function headline(stats, workers) {
   const ready = workers.filter((worker) => worker.state === "ready").length;
-  const running = workers.reduce((sum, worker) => sum + worker.running, 0);
-  const waiting = workers.reduce((sum, worker) => sum + worker.waiting, 0);
-  const words = `${count(ready, "worker", "workers")} ready, ${count(running, "answer", "answers")} running, ${waiting} waiting.`;
+  const running = count(stats.running, "answer", "answers");
+  const words = `${count(ready, "worker", "workers")} ready, ${running} running, ${stats.waiting} waiting.`;
   return words[0].toUpperCase() + words.slice(1);
 }
 
 function draw(stats, workers) {
-  byId("headline").textContent = headline(workers);
+  byId("headline").textContent = headline(stats, workers);
   drawMeasures(stats);
-  byId("workers").replaceChildren(workersTable(workers));
-  byId("recent").replaceChildren(recentTable(stats.recent, stats.now));
-  byId("errors").replaceChildren(errorsTable(stats.recent, stats.now));
+  byId("workers").replaceChildren(workersTable(workers, stats.time));
+  byId("recent").replaceChildren(recentTable(stats.recent, stats.time));
+  byId("errors").replaceChildren(errorsTable(stats.recent, stats.time));
   byId("board").hidden = false;
   heardAt = Date.now();
 }
@@ -127,11 +126,11 @@ async function read(path) {
 async function look() {
   clearTimeout(timer);
   try {
-    const [stats, workers] = await Promise.all([read("/admin/stats"), read("/admin/workers")]);
+    const [stats, { workers }] = await Promise.all([read("/admin/stats"), read("/admin/workers")]);
     draw(stats, workers);
     document.body.classList.remove("stale");
     byId("key-panel").hidden = true;
-    notify("");
+    notify(stats.registry === "lost" ? "The shared state (Redis) is lost: this controller serves on the last table it knew." : "");
   } catch (error) {
     if (!(error instanceof Problem) && !(error instanceof SyntaxError) && error.name !== "TimeoutError") throw error;
     showProblem(error instanceof Problem ? error : new Problem(502, "The controller's figures could not be read."));

@@ -165,7 +165,7 @@ function submit() {
   }
   const turn = composer.take();
   if (!turn) {
-    composer.question.focus();
+    composer.focus();
     return;
   }
   notify("");
@@ -176,6 +176,7 @@ function submit() {
   }
   turns.push(turn);
   lastQuestion = showQuestion(list, turn);
+  composer.focus(); // the button that was pressed gives way to Stop
   answerTurns();
 }
 
@@ -186,7 +187,7 @@ function startAfresh() {
   list.replaceChildren();
   notify("");
   setRunning(null);
-  composer.question.focus();
+  composer.focus();
 }
 
 // --- taking the request elsewhere
@@ -267,7 +268,7 @@ composer.question.addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
 byId("stop").addEventListener("click", () => {
   running?.abort();
-  composer.question.focus();
+  composer.focus();
 });
 byId("fresh").addEventListener("click", startAfresh);
 byId("model").addEventListener("change", aboutModel);
@@ -286,4 +287,4 @@ byId("key-forget").hidden = !key.value;
 
 showSamples();
 findModels();
-composer.question.focus();
+composer.focus();

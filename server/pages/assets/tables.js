@@ -1,6 +1,6 @@
 // The dashboard's tables: workers, recent requests, errors. Each takes what the controller told and gives elements.
 
-import { ago, amount, duration, percent } from "./format.js";
+import { UNKNOWN, ago, amount, duration, percent } from "./format.js";
 import { element } from "./dom.js";
 import { meter, spans } from "./charts.js";
 
@@ -35,21 +35,21 @@ function status(kind, text) {
   return element("span", { class: `status ${kind}` }, text);
 }
 
-const STATES = { ready: "good", unhealthy: "bad", lost: "bad", "set aside": "warn" };
+const STATES = { ready: "good", unhealthy: "bad", "set aside": "warn" };
 
-export function workersTable(workers) {
+export function workersTable(workers, now) {
   if (!workers.length) return empty("No worker has joined yet.");
   const rows = workers.map((worker) => {
     const kv = document.createDocumentFragment();
-    kv.append(percent(worker.kvUsage), meter(`KV cache ${percent(worker.kvUsage)} in use`, worker.kvUsage));
+    kv.append(percent(worker.kv_usage), meter(`KV cache ${percent(worker.kv_usage)} in use`, worker.kv_usage));
     return [
       status(STATES[worker.state] ?? "warn", worker.state),
       both(worker.id, worker.url),
       both(worker.model, worker.version),
       both(worker.engine, worker.device),
-      both(`${worker.running} / ${worker.maxRunning}`, `${worker.waiting} waiting`),
+      both(`${worker.running} / ${worker.max_running}`, `${worker.waiting} waiting`),
       kv,
-      ago(worker.heardSeconds),
+      ago(Math.max(0, now - worker.heard_at)),
     ];
   });
   const columns = [
@@ -89,6 +89,12 @@ function legend() {
   return element("p", { class: "key" }, entry("prepare", "prepared here"), entry("first", "until the first byte"), entry("stream", "streaming"), entry("bad", "failed"));
 }
 
+/** Answers without a usage report have an answer's count only, or none. */
+function tokens({ prompt_tokens: prompt, completion_tokens: completion }) {
+  if (!prompt && !completion) return UNKNOWN;
+  return prompt ? `${amount(prompt)} → ${amount(completion)}` : `→ ${amount(completion)}`;
+}
+
 export function recentTable(requests, now) {
   if (!requests.length) return empty("No request has ended yet.");
   const shown = requests.slice(0, ROWS);
@@ -96,10 +102,10 @@ export function recentTable(requests, now) {
   const rows = shown.map((request) => [
     outcome(request),
     ago(Math.max(0, now - request.started_at)),
-    both(request.model || "–", request.worker || "no worker"),
-    request.images ? String(request.images) : "–",
-    request.prompt_tokens || request.completion_tokens ? `${amount(request.prompt_tokens)} → ${amount(request.completion_tokens)}` : "–",
-    duration(request.first_byte_seconds || NaN),
+    both(request.model || UNKNOWN, request.worker || "no worker"),
+    request.images ? String(request.images) : UNKNOWN,
+    tokens(request),
+    duration(failed(request) ? NaN : request.first_byte_seconds || NaN),
     duration(request.seconds),
     timeline(request, longest),
   ]);
@@ -128,7 +134,7 @@ export function errorsTable(requests, now) {
     if (request.started_at > kind.last) Object.assign(kind, { last: request.started_at, id: request.id });
     kinds.set(name, kind);
   }
-  if (!kinds.size) return empty(`None among the last ${requests.length} requests.`);
+  if (!kinds.size) return empty(requests.length ? `None among the last ${requests.length} requests.` : "None so far.");
   const rows = [...kinds.values()]
     .sort((one, other) => other.last - one.last)
     .map((kind) => [

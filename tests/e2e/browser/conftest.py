@@ -1,7 +1,8 @@
 """A real controller, a real worker on a tiny random checkpoint, and headless Chromium in front of them.
 
 Screenshots go to pytest's temporary folder; `TEPHRA_SCREENSHOTS=folder` keeps them. Every page that a test opens is
-watched: an unexpected line on the browser's error console fails the test, a breach of the content policy included.
+watched: an unexpected line on the browser's error console fails the test, a breach of the content policy included, and
+so does a request to anywhere but the controller.
 """
 
 from __future__ import annotations
@@ -155,6 +156,10 @@ class Visit:
         if message.type in ("error", "warning"):
             self.errors.append(f"{message.text} ({message.location.get('url', '')})")
 
+    def watch_request(self, home: str, url: str) -> None:
+        if not url.startswith((home.removesuffix("/dashboard") + "/", "data:", "blob:")):
+            self.errors.append(f"a request left for {url}")
+
     async def shoot(self, name: str) -> None:
         await self.page.screenshot(path=self.folder / f"{name}.png", animations="disabled")
 
@@ -184,6 +189,7 @@ async def visit(browser: Browser, tmp_path: Path) -> AsyncIterator[Visitor]:
         result = Visit(page, folder)
         page.on("console", result.watch)
         page.on("pageerror", lambda error: result.errors.append(str(error)))
+        page.on("request", lambda request: result.watch_request(url, request.url))
         visits.append(result)
         await page.goto(url)
         return result

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 if TYPE_CHECKING:
     from tests.e2e.browser.conftest import Server, Visitor
@@ -74,6 +74,21 @@ async def test_a_controller_that_went_away_is_said_to_be_away_and_the_old_figure
     await expect(page.locator("#headline")).to_have_text("The controller cannot be reached.")
     await expect(page.locator("#notice")).to_contain_text("The figures below are from ")
     await visitor.shoot("dashboard-unreachable")
+
+
+async def test_lost_shared_state_is_said(system: str, visit: Visitor) -> None:
+    visitor = await visit(system + "/dashboard")
+    page = visitor.page
+
+    async def lose(route: Route) -> None:
+        response = await route.fetch()
+        await route.fulfill(response=response, json=await response.json() | {"registry": "lost"})
+
+    await expect(page.locator("#notice")).to_be_hidden()
+    await page.route("**/admin/stats", lose)
+    await expect(page.locator("#notice")).to_contain_text("The shared state (Redis) is lost")
+    await page.unroute_all(behavior="wait")
+    await expect(page.locator("#notice")).to_be_hidden()
 
 
 async def test_the_admin_key_is_asked_for_and_kept_in_the_tab_only(

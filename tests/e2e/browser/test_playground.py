@@ -108,7 +108,7 @@ async def test_a_sample_picture_is_asked_about_and_the_answer_streams_in_with_it
 ) -> None:
     visitor = await visit(system)
     page = visitor.page
-    await set_up(page)
+    await set_up(page, tokens=200)
     await visitor.shoot("welcome-light")
     sent = bodies(page)
     await page.evaluate(RECORD_TEXT)
@@ -121,8 +121,8 @@ async def test_a_sample_picture_is_asked_about_and_the_answer_streams_in_with_it
     assert [image.size for image in images(sent[0])] == [(480, 360)]
     assert sent[0]["messages"][0]["content"][-1] == {"type": "text", "text": "What word is printed here?"}
     seen = await page.evaluate("window.seen")
-    assert len(seen) >= 3 and all(late.startswith(early) for early, late in itertools.pairwise(seen))
-    await expect(figure(page, "tokens-out")).to_have_text("24")
+    assert len(seen) >= 2 and all(late.startswith(early) for early, late in itertools.pairwise(seen))
+    await expect(figure(page, "tokens-out")).to_have_text("200")
     await expect(figure(page, "tokens-in")).to_have_text(re.compile(r"^[1-9][\d,]*$"))
     await expect(figure(page, "first-token")).to_have_text(re.compile(r"^(< )?[\d.]+ m?s$"))
     await expect(figure(page, "tokens-per-second")).to_have_text(re.compile(r"^[\d.,]+K?$"))
@@ -211,6 +211,15 @@ async def test_stop_ends_the_answer_and_keeps_what_came(system: str, visit: Visi
     assert [url for url in ended if url.endswith("/v1/chat/completions")], "the request itself must be aborted"
 
 
+async def test_the_question_keeps_the_focus_through_an_answer(system: str, visit: Visitor) -> None:
+    page = (await visit(system)).page
+    await set_up(page, tokens=2)
+    await page.fill("#question", "Hello?")
+    await page.click("#ask")
+    await done(page)
+    await expect(page.locator("#question")).to_be_focused()
+
+
 async def test_shift_and_enter_make_a_new_line(system: str, visit: Visitor) -> None:
     page = (await visit(system)).page
     await set_up(page, tokens=2)
@@ -296,7 +305,7 @@ async def test_the_last_request_can_be_taken_along_as_python_and_as_curl(
     clipboard = "navigator.clipboard.readText()"
 
     await page.get_by_role("button", name="Copy as Python").click()
-    await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    await expect(page.locator("#status")).to_have_text("Copied as Python.")
     program = tmp_path / "asked.py"
     program.write_text(await page.evaluate(clipboard), encoding="utf-8")
     run = subprocess.run([sys.executable, program], capture_output=True, timeout=60, check=False)
@@ -304,7 +313,7 @@ async def test_the_last_request_can_be_taken_along_as_python_and_as_curl(
     assert run.stdout.decode().removesuffix("\n") == answer
 
     await page.get_by_role("button", name="Copy as curl").click()
-    await expect(page.get_by_role("button", name="Copied")).to_have_count(2)
+    await expect(page.locator("#status")).to_have_text("Copied as curl.")
     command = await page.evaluate(clipboard)
     assert command.startswith(f"curl -sN {system}/v1/chat/completions ")
     assert json.loads(re.search(r"<<'JSON'\n(.*)\nJSON\n", command, re.S)[1]) == sent[0]  # type: ignore[index]
@@ -329,6 +338,9 @@ async def test_a_missing_key_is_asked_for_kept_in_the_tab_only_and_used(
     assert await page.evaluate("[...Object.values(sessionStorage)]") == ["right-key"]
     assert await page.evaluate("localStorage.length") == 0
     assert "right-key" not in await page.content()
+    await page.click("#settings-toggle")
+    await page.get_by_role("button", name="Forget the API key").click()
+    assert await page.evaluate("sessionStorage.length") == 0
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 390), (True, 390), (True, 1280), (False, 820)])
