@@ -28,6 +28,7 @@ class Membership:
         self._store = store
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self.connected = False
 
     async def start(self) -> None:
@@ -37,6 +38,7 @@ class Membership:
         self._task = asyncio.create_task(self._follow(), name="registry")
 
     async def stop(self) -> None:
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -103,7 +105,8 @@ class Membership:
 
     async def _follow(self) -> None:
         backoff = 0.1
-        while True:
+        # Asked beside the cancellation, which Python 3.11's wait_for (in the redis client) may swallow.
+        while not self._stopping:
             try:
                 if not self.connected:
                     await self._store.reconnect()
