@@ -54,6 +54,10 @@ class WorkerMetrics:
         self._images = self._counter("encoded_images", "Images that went through the vision tower.", _OURS)
         self._tiles = self._counter("encoded_tiles", "Tiles that went through the vision tower.", _OURS)
         self._failures = self._counter("request_failures", "Requests that ended with an engine error.", _OURS)
+        self.media_fetches = Counter(
+            "media_fetches", "Images fetched for requests, by outcome.", ("outcome",), registry=None
+        )
+        self._show(self.media_fetches, _OURS)
         self._step = self._histogram("step_seconds", "One engine step.", _STEP_SECONDS, _OURS)
         info = Gauge("version_info", "The weights that answer.", ("model_name", "version"), registry=None)
         info.labels(model, version).set(1)

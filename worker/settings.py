@@ -71,6 +71,10 @@ class WorkerSettings:
     max_request_pixels: int = _setting(256_000_000, "most pixels of all images of a request")
     image_threads: int = _setting(2, "threads that decode images and tokenize")
     media_allow_private: bool = _setting(False, "let image URLs lead to private and loopback addresses")
+    media_connect_seconds: float = _setting(3.0, "most time to connect to an image's server")
+    media_seconds: float = _setting(15.0, "most time to fetch one image, redirects included")
+    media_redirects: int = _setting(3, "most redirects followed for one image")
+    media_concurrency: int = _setting(16, "images fetched at once")
 
     drain_seconds: float = _setting(30.0, "most time to finish answers after SIGTERM")
     log_level: str = _setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
@@ -82,7 +86,7 @@ class WorkerSettings:
             if choices and value not in choices:
                 raise SettingsError(f"{flag(item.name)}: expected one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                least = 0 if item.name in ("port", "drain_seconds", "max_images") else 1e-3
+                least = 0 if item.name in ("port", "drain_seconds", "max_images", "media_redirects") else 1e-3
                 if value < least:
                     raise SettingsError(f"{flag(item.name)}: {value} is too small")
         if not self.model:

@@ -17,9 +17,7 @@ from model.errors import ModelError
 from model.images import ImagePreprocessor
 from model.prompts import Prompter
 from server.media.fetch import ImageFetcher
-from server.metrics import Metrics as MediaMetrics
 from server.protocol.registration import ImageCard, ModelCard
-from server.settings import Settings as MediaSettings
 from worker.answers.token_bytes import TokenBytes
 from worker.engine.config import EngineConfig
 from worker.engine.native import NativeEngine
@@ -98,7 +96,7 @@ def assemble(
     return Service(
         card=model_card(files.config, name, version, engine.context_length, settings.max_images),
         engine=engine,
-        intake=Intake(files.prompter, files.preprocessor, source or _fetcher(settings), limits),
+        intake=Intake(files.prompter, files.preprocessor, source or ImageFetcher(settings, metrics), limits),
         tokens=TokenBytes(files.prompter.tokenizer),
         sampler=Sampler(files.config.text.vocab_size, files.prompter.stop_token_ids),
         gate=gate,
@@ -145,8 +143,3 @@ def _device(name: str) -> str:
     if name != "cpu" and not name.startswith("cuda"):
         raise StartError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     return name
-
-
-def _fetcher(settings: WorkerSettings) -> ImageSource:
-    media = MediaSettings(media_allow_private=settings.media_allow_private, max_image_bytes=settings.max_image_bytes)
-    return ImageFetcher(media, MediaMetrics())

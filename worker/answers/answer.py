@@ -2,7 +2,8 @@
 
 Characters are released once all their bytes are there, text once it can no longer belong to a stop string, and a
 token's log probability together with the text that the token ends in. Without stop strings the text is what the
-tokenizer's own `decode` gives for the whole answer. It knows nothing of HTTP or of how the tokens are drawn.
+tokenizer's own `decode` gives for the whole answer (but for SentencePiece bytes that are no UTF-8: there `decode` looks
+back). It knows nothing of HTTP or of how the tokens are drawn.
 """
 
 from __future__ import annotations

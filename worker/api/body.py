@@ -58,6 +58,6 @@ def body_route(max_bytes: int, seconds: float) -> type[APIRoute]:
 
 
 def _too_large(max_bytes: int) -> ApiError:
-    error = too_large(f"The body is larger than the {max_bytes} bytes that are accepted.")
-    error.headers["Connection"] = "close"  # the rest of it is not wanted
-    return error
+    # The connection stays open: closing it on a client that is still sending would reset it before the answer is read.
+    # uvicorn drops what else arrives.
+    return too_large(f"The body is larger than the {max_bytes} bytes that are accepted.")

@@ -1,0 +1,151 @@
+"""Joining a controller and staying joined, against a small stand-in for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+
+import worker.membership
+from server.protocol.registration import Heartbeat, ModelCard, Registration, WorkerLoad
+from worker.membership import Membership
+
+CARD = ModelCard("tiny", "v1", 2048, 0)
+
+
+class Controller:
+    """Keeps what it is told; answers as `statuses` say, then as a healthy controller would."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Registration] = {}
+        self.joined = 0
+        self.beats: list[Heartbeat] = []
+        self.left: list[str] = []
+        self.statuses: list[int] = []
+        self.secrets: set[str | None] = set()
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/internal/workers", self.join)
+        app.router.add_post("/internal/workers/{id}/heartbeat", self.beat)
+        app.router.add_delete("/internal/workers/{id}", self.leave)
+        return app
+
+    async def join(self, request: web.Request) -> web.Response:
+        self.secrets.add(request.headers.get("Authorization"))
+        if self.statuses:
+            return web.Response(status=self.statuses.pop(0))
+        registration = msgspec.json.decode(await request.read(), type=Registration)
+        self.members[registration.worker_id] = registration
+        self.joined += 1
+        return web.json_response({"heartbeat_seconds": 0.05, "lease_seconds": 1.0})
+
+    async def beat(self, request: web.Request) -> web.Response:
+        if request.match_info["id"] not in self.members:
+            return web.Response(status=404)
+        self.beats.append(msgspec.json.decode(await request.read(), type=Heartbeat))
+        return web.Response(status=204)
+
+    async def leave(self, request: web.Request) -> web.Response:
+        self.left.append(request.match_info["id"])
+        self.members.pop(request.match_info["id"], None)
+        return web.Response(status=204)
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[tuple[Controller, str]]:
+    stand_in = Controller()
+    runner = web.AppRunner(stand_in.app())
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    yield stand_in, f"http://127.0.0.1:{port}"
+    await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.membership, "FIRST_WAIT", 0.01)
+
+
+def member(url: str, heartbeat: Callable[[], Heartbeat] | None = None) -> Membership:
+    registration = Registration("w-1", "http://127.0.0.1:9", CARD, "native", "cpu", 8, 0.0)
+    return Membership(url, "s3cret", lambda: registration, heartbeat or (lambda: Heartbeat(WorkerLoad(running=2))))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_worker_joins_with_the_secret_reports_its_load_and_leaves(controller: tuple[Controller, str]) -> None:
+    stand_in, url = controller
+    membership = member(url + "/")
+    await membership.start()
+    await until(lambda: len(stand_in.beats) >= 3)
+    assert stand_in.members["w-1"].model == CARD
+    assert stand_in.secrets == {"Bearer s3cret"}
+    assert stand_in.beats[0].load.running == 2 and stand_in.beats[0].healthy
+    await membership.leave()
+    assert (stand_in.left, membership.state) == (["w-1"], "left")
+
+
+async def test_a_forgotten_worker_registers_again(controller: tuple[Controller, str]) -> None:
+    stand_in, url = controller
+    membership = member(url)
+    await membership.start()
+    await until(lambda: stand_in.beats)
+    stand_in.members.clear()
+    await until(lambda: stand_in.joined == 2)
+    stand_in.beats.clear()
+    await until(lambda: stand_in.beats)
+    await membership.leave()
+
+
+async def test_a_controller_that_refuses_or_fails_is_asked_again(controller: tuple[Controller, str]) -> None:
+    stand_in, url = controller
+    stand_in.statuses = [401, 500, 503]
+    membership = member(url)
+    await membership.start()
+    await until(lambda: membership.state == "joined")
+    assert stand_in.statuses == []
+    await membership.leave()
+
+
+async def test_a_controller_that_is_not_there_is_waited_for_and_may_come_back() -> None:
+    stand_in = Controller()
+    runner = web.AppRunner(stand_in.app())
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    membership = member(f"http://127.0.0.1:{port}")
+    await membership.start()
+    await until(lambda: stand_in.beats)
+    await runner.cleanup()
+    await until(lambda: membership.state == "joining")
+    runner = web.AppRunner(stand_in.app())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await until(lambda: stand_in.joined == 2)
+    await runner.cleanup()
+    await membership.leave()
+    assert membership.state == "left"
+
+
+async def test_what_must_be_known_now_does_not_wait_for_the_next_beat(controller: tuple[Controller, str]) -> None:
+    stand_in, url = controller
+    healthy = True
+    membership = member(url, lambda: Heartbeat(WorkerLoad(), healthy))
+    await membership.start()
+    await until(lambda: stand_in.beats)
+    healthy = False
+    membership.tell_now()
+    await until(lambda: not stand_in.beats[-1].healthy)
+    await membership.leave()
