@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from worker.serve import run
 from worker.settings import SettingsError, read_settings
 
 
@@ -13,9 +14,6 @@ def main() -> int:
     except SettingsError as error:
         print(f"The worker cannot start: {error}", file=sys.stderr)
         return 1
-    # Loading torch takes seconds; a wrong flag should be told before.
-    from worker.serve import run
-
     return run(settings)
 
 

@@ -1,39 +1,17 @@
-"""The worker's life: bind, load, serve, join the controller, drain, stop.
-
-SIGTERM drains: new requests are turned away, the ones in hand are finished up to a deadline, then the worker leaves the
-controller and ends. SIGINT, or a second SIGTERM, ends it at once.
-"""
+"""Starts a worker process; what can be refused at once is refused before torch and the model are loaded."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import secrets
 import signal
 import socket
 import sys
-import time
-from collections.abc import Iterator
-from urllib.parse import urlsplit
+from pathlib import Path
 
-import uvicorn
 import uvloop
 
-from server.protocol.registration import Heartbeat, Registration, WorkerLoad
-from worker.api.app import create_app
-from worker.api.http import BoundedHeadProtocol
-from worker.engine.protocol import EngineError
 from worker.logs import configure_logging
-from worker.membership import Membership
-from worker.service import Service
-from worker.settings import WorkerSettings
-from worker.start import StartError, start_service
-
-log = logging.getLogger("tephra.worker")
-
-_CLOSE_SECONDS = 1  # for connections that are still open when the server stops
-_BACKLOG = 1024
+from worker.settings import StartError, WorkerSettings
 
 
 def run(settings: WorkerSettings) -> int:
@@ -41,154 +19,25 @@ def run(settings: WorkerSettings) -> int:
     configure_logging(settings.log_level)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the model loads there is nothing to finish
     try:
-        with (
-            _listening_socket(settings.host, settings.port) as sock,
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            runner.run(Worker(settings, sock).live())
+        _check_model(settings)
+        with _listening_socket(settings.host, settings.port) as sock:
+            from worker.life import Worker
+
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(Worker(settings, sock).live())
     except StartError as error:
         print(f"The worker cannot start: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-class Worker:
-    """One process's worth of worker."""
-
-    def __init__(self, settings: WorkerSettings, sock: socket.socket) -> None:
-        self._settings = settings
-        self._sock = sock
-        self._port = int(sock.getsockname()[1])
-        self._started_at = time.time()
-        host = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:40]
-        self._id = settings.worker_id or f"{host}-{secrets.token_hex(4)}"
-        self._stop = asyncio.Event()
-        self._drain_until_stop = asyncio.Event()
-
-    async def live(self) -> None:
-        """From loading to the end. Raises StartError."""
-        service = await asyncio.to_thread(start_service, self._settings)
-        try:
-            await service.engine.start()
-        except (EngineError, MemoryError, RuntimeError) as error:  # torch says "out of memory" by RuntimeError
-            raise StartError(f"the engine does not start: {' '.join(str(error).split())}") from error
-        server = _Server(self._uvicorn(service))
-        membership = self._membership(service)
-        serving = asyncio.create_task(server.serve(sockets=[self._sock]))
-        listening = asyncio.create_task(server.listening.wait())
-        try:
-            self._watch_signals()
-            await asyncio.wait((serving, listening), return_when=asyncio.FIRST_COMPLETED)
-            if membership is not None:
-                await membership.start()
-            self._say_ready(service)
-            await self._wait_for_end(serving, service, membership)
-        finally:
-            service.gate.drain()
-            if membership is not None:
-                await membership.leave()
-            server.should_exit = True
-            listening.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
-            await service.engine.stop()
-            service.intake.close()
-
-    async def _wait_for_end(self, serving: asyncio.Task[None], service: Service, membership: Membership | None) -> None:
-        stop = asyncio.create_task(self._stop.wait())
-        drain = asyncio.create_task(self._drain_until_stop.wait())
-        await asyncio.wait((serving, stop, drain), return_when=asyncio.FIRST_COMPLETED)
-        if drain.done() and not stop.done() and not serving.done():
-            log.info("Draining: %d requests in hand", service.gate.requests)
-            service.gate.drain()
-            if membership is not None:
-                membership.tell_now()
-            empty = asyncio.create_task(service.gate.wait_empty())
-            await asyncio.wait(
-                (empty, stop, serving), timeout=self._settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not empty.done():
-                log.warning("Stopping with %d requests unfinished", service.gate.requests)
-            empty.cancel()
-        stop.cancel()
-        drain.cancel()
-
-    def _watch_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._stop.set)
-        loop.add_signal_handler(signal.SIGTERM, self._on_terminate)
-
-    def _on_terminate(self) -> None:
-        (self._stop if self._drain_until_stop.is_set() else self._drain_until_stop).set()
-
-    def _uvicorn(self, service: Service) -> uvicorn.Config:
-        return uvicorn.Config(
-            create_app(service),
-            loop="none",
-            http=BoundedHeadProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=_CLOSE_SECONDS,
-        )
-
-    def _membership(self, service: Service) -> Membership | None:
-        settings = self._settings
-        if settings.controller_url is None:
-            return None
-        url = settings.worker_url or self._url(_local_address_toward(settings.controller_url))
-        return Membership(
-            settings.controller_url,
-            settings.worker_secret,
-            registration=lambda: Registration(
-                worker_id=self._id,
-                url=url,
-                model=service.card,
-                engine="native",
-                device=service.device,
-                max_running=settings.max_running,
-                started_at=self._started_at,
-                load=_load(service),
-            ),
-            # A draining worker is not fit for new requests: the controller need not learn it from a refusal.
-            heartbeat=lambda: Heartbeat(_load(service), service.engine.healthy and not service.gate.draining),
-        )
-
-    def _say_ready(self, service: Service) -> None:
-        card = service.card
-        print(
-            f"Tephra worker ready: {self._url('127.0.0.1')} model={card.name} version={card.version} "
-            f"device={service.device} context={card.context_length}",
-            flush=True,
-        )
-
-    def _url(self, instead_of_any: str) -> str:
-        """`instead_of_any` is what others write where this process listens on every address."""
-        host = instead_of_any if self._settings.host in ("0.0.0.0", "::", "") else self._settings.host
-        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the worker, and says when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _load(service: Service) -> WorkerLoad:
-    load = service.engine.load()
-    return WorkerLoad(load.running, load.waiting, load.outstanding_tokens, load.kv_usage, load.kv_tokens)
+def _check_model(settings: WorkerSettings) -> None:
+    """Raises StartError when there is plainly no checkpoint."""
+    directory = Path(settings.model or "").expanduser()
+    if not directory.is_dir():
+        raise StartError(f"{directory}: no such checkpoint directory")
+    if not (directory / "config.json").is_file():
+        raise StartError(f"{directory}: no config.json; a checkpoint directory in Hugging Face layout is needed")
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
@@ -203,17 +52,3 @@ def _listening_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return sock
-
-
-def _local_address_toward(url: str) -> str:
-    """This machine's address as the controller sees it; nothing is sent (a datagram socket only picks a route)."""
-    parts = urlsplit(url)
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return socket.gethostname()

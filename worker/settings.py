@@ -21,6 +21,10 @@ class SettingsError(ValueError):
     """A setting cannot be used; the message names it, never its value where that may be a secret."""
 
 
+class StartError(Exception):
+    """The worker cannot start; the message is one line that says what to do."""
+
+
 def _setting(default: Any, help: str, *, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, repr=not secret, metadata={"help": help, "choices": choices})
 

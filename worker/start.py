@@ -27,14 +27,10 @@ from worker.intake import ImageSource, Intake, IntakeLimits
 from worker.metrics import WorkerMetrics
 from worker.sampling import Sampler
 from worker.service import Service, ServiceLimits
-from worker.settings import WorkerSettings
+from worker.settings import StartError, WorkerSettings
 from worker.version import checkpoint_version
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class StartError(Exception):
-    """The worker cannot start; the message is one line that says what to do."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def cut_bytes(draw: st.DrawFn) -> list[bytes]:
 STOPS = st.lists(st.text("ab\n é漢🙂", min_size=1, max_size=4), max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(cut_bytes(), STOPS)
 def test_any_cut_into_tokens_gives_the_text_that_decoding_at_once_gives(pieces: list[bytes], stops: list[str]) -> None:
     tokenizer = byte_level(pieces)
@@ -103,7 +103,7 @@ def test_any_cut_into_tokens_gives_the_text_that_decoding_at_once_gives(pieces: 
     assert answer[-1].finish_reason == ("stop" if stopped else "length")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4), st.data())
 def test_stop_strings_hold_back_no_more_than_could_begin_one(text: str, stops: list[str], data: st.DataObject) -> None:
     scanner = StopStrings(stops)
