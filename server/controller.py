@@ -27,14 +27,17 @@ _MEDIA_THREADS = 2  # header reading is short; more would only contend with the 
 
 class Controller:
     def __init__(self, settings: Settings, resolve: Resolve = resolve_by_system) -> None:
-        """`settings.redis_url` must be set. `resolve` looks up the hosts of picture URLs."""
+        """`settings.redis_url` must be set; SettingsError if it is no URL. `resolve` looks up hosts of picture URLs."""
         if not settings.redis_url:
             raise SettingsError("--redis-url: the controller needs shared state")
         self.settings = settings
         self.metrics = Metrics()
         self.stats = Stats()
         self.table = WorkerTable(self.metrics)
-        self.store = RegistryStore(settings.redis_url, settings.lease_seconds)
+        try:
+            self.store = RegistryStore(settings.redis_url, settings.lease_seconds)
+        except ValueError as error:
+            raise SettingsError(f"--redis-url (TEPHRA_REDIS_URL): {error}") from None
         self.membership = Membership(settings, self.table, self.store, self.metrics)
         self.pool = ThreadPoolExecutor(_MEDIA_THREADS, thread_name_prefix="media")
         self.images = ImageResolver(settings, ImageFetcher(settings, self.metrics, resolve), self.pool, self.metrics)

@@ -85,9 +85,12 @@ def _literal(host: str, *, bracketed: bool) -> IPAddress | None:
     """The address that the host is, or None for a name. Raises ApiError for hosts that are neither, plainly."""
     if bracketed:
         try:
-            return ipaddress.IPv6Address(host)  # zones (%eth0) are no characters of a host here
+            address = ipaddress.IPv6Address(host)
         except ValueError:
             raise _refused("its host is no IPv6 address") from None
+        if address.scope_id is not None:
+            raise _refused("zones of IPv6 addresses are not accepted")
+        return address
     if not _NAME.fullmatch(host):
         raise _refused("its host is no name")
     if _NUMERIC_LABEL.fullmatch(host.rstrip(".").rpartition(".")[2]):

@@ -30,7 +30,7 @@ QUICK = Settings(
     port=0,
     worker_secret=SECRET,
     heartbeat_seconds=0.1,
-    lease_seconds=0.6,
+    lease_seconds=10.0,
     poll_seconds=0.05,
     set_aside_seconds=0.5,
     connect_seconds=1.0,
@@ -188,9 +188,10 @@ class StandInWorker:
 class Client:
     """Talks to one controller."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, controller: Controller) -> None:
+    def __init__(self, session: aiohttp.ClientSession, server: ControllerServer, controller: Controller) -> None:
         self.session = session
-        self.url = url
+        self.server = server
+        self.url = server.url  # kept: a closed socket has no name
         self.controller = controller
 
     async def chat(self, content: Any = "hi", **fields: Any) -> tuple[int, dict[str, Any], Mapping[str, str]]:
@@ -288,7 +289,7 @@ def start_controller(stack: AsyncExitStack, session: aiohttp.ClientSession, redi
             await server.wait()
 
         stack.push_async_callback(stop)
-        return Client(session, server.url, controller)
+        return Client(session, server, controller)
 
     return start
 

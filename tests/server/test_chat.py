@@ -6,7 +6,6 @@ import asyncio
 import json
 
 import orjson
-import pytest
 
 
 async def test_a_whole_answer_comes_back_as_the_worker_gave_it(client, start_worker):
@@ -65,37 +64,37 @@ async def test_an_unknown_model_is_404_and_no_worker_at_all_is_503(client, start
     assert "other" in body["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        (b"{", "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
-        (b"[]", "must be a JSON object"),
-        (b'{"messages": [{"role": "user", "content": "x"}]}', "model"),
-        (b'{"model": 5, "messages": []}', "model"),
-        (b'{"model": "demo"}', "messages"),
-        (b'{"model": "demo", "messages": []}', "messages"),
-        (b'{"model": "demo", "messages": ["hi"]}', "messages[0]"),
-        (b'{"model": "demo", "messages": [{"role": "user", "content": 5}]}', "messages[0].content"),
-        (b'{"model": "demo", "messages": [{"role": "user", "content": [{"type": "video_url"}]}]}', "content[0].type"),
-        (b'{"model": "demo", "messages": [{"role": "user", "content": ["x"]}]}', "content[0].type"),
-        (b'{"model": "demo", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "image_url"),
-        (b'{"model": "demo", "stream": "yes", "messages": [{"role": "user", "content": "x"}]}', "stream"),
-        (b'{"model": "demo", "chat_template": "{{x}}", "messages": [{"role": "user", "content": "x"}]}', "template"),
-        (b'{"model": "demo", "a": ' + b"[" * 100 + b"]" * 100 + b"}", "nested deeper"),
-        (b'{"model": "demo", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not valid JSON"),
-        (b'{"model": "demo", "a": [' + b"0," * 600_000 + b"0]}", "values"),
-    ],
-)
-async def test_a_body_that_makes_no_request_is_400_and_reaches_no_worker(client, start_worker, body, says):
+NO_REQUESTS = [
+    (b"{", "not valid JSON"),
+    (b"\xff\xfe", "not valid JSON"),
+    (b"[]", "must be a JSON object"),
+    (b'{"messages": [{"role": "user", "content": "x"}]}', "model"),
+    (b'{"model": 5, "messages": []}', "model"),
+    (b'{"model": "demo"}', "messages"),
+    (b'{"model": "demo", "messages": []}', "messages"),
+    (b'{"model": "demo", "messages": ["hi"]}', "messages[0]"),
+    (b'{"model": "demo", "messages": [{"role": "user", "content": 5}]}', "messages[0].content"),
+    (b'{"model": "demo", "messages": [{"role": "user", "content": [{"type": "video_url"}]}]}', "content[0].type"),
+    (b'{"model": "demo", "messages": [{"role": "user", "content": ["x"]}]}', "content[0].type"),
+    (b'{"model": "demo", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "image_url"),
+    (b'{"model": "demo", "stream": "yes", "messages": [{"role": "user", "content": "x"}]}', "stream"),
+    (b'{"model": "demo", "chat_template": "{{x}}", "messages": [{"role": "user", "content": "x"}]}', "template"),
+    (b'{"model": "demo", "a": ' + b"[" * 100 + b"]" * 100 + b"}", "nested deeper"),
+    (b'{"model": "demo", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not valid JSON"),
+    (b'{"model": "demo", "a": [' + b"0," * 600_000 + b"0]}", "values"),
+]
+
+
+async def test_a_body_that_makes_no_request_is_400_and_reaches_no_worker(client, start_worker):
     worker = await start_worker("w1", client)
-    headers = {"Content-Type": "application/json"}
-    url = client.url + "/v1/chat/completions"
-    async with client.session.post(url, data=body, headers=headers) as response:
-        assert response.status == 400
-        error = (await response.json())["error"]
-    assert says in error["message"]
-    assert error["type"] == "invalid_request_error"
+    for body, says in NO_REQUESTS:
+        async with client.session.post(
+            client.url + "/v1/chat/completions", data=body, headers={"Content-Type": "application/json"}
+        ) as response:
+            assert response.status == 400, body[:100]
+            error = (await response.json())["error"]
+        assert says in error["message"], body[:100]
+        assert error["type"] == "invalid_request_error"
     assert worker.bodies == []
 
 

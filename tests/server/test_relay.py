@@ -114,7 +114,8 @@ async def test_a_request_that_no_worker_survives_is_tried_a_bounded_number_of_ti
     assert sum(len(worker.bodies) for worker in workers) == 3
 
 
-async def test_a_wait_for_a_worker_ends_when_its_lease_does(client, start_worker, until):
+async def test_a_wait_for_a_worker_ends_when_its_lease_does(start_controller, start_worker, until):
+    client = await start_controller(lease_seconds=1.0)
     frozen = await start_worker("w1", client)
 
     async def hang(request):
