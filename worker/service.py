@@ -24,6 +24,7 @@ from worker.sampling import Sampler
 class ServiceLimits:
     request_seconds: float = 1800.0  # from the first engine step asked for to the last
     body_seconds: float = 60.0  # to receive a request's body
+    send_seconds: float = 60.0  # for a client to take one part of an answer
     max_body_bytes: int = 64 * 2**20
     default_max_tokens: int = 4096
 

@@ -67,6 +67,7 @@ class WorkerSettings:
     max_images_held: int = _setting(512, "images of all requests under way; more are answered 429")
     max_body_bytes: int = _setting(64 * MIB, "largest request body")
     body_seconds: float = _setting(60.0, "most time for a request body to arrive")
+    send_seconds: float = _setting(60.0, "most time for a slow client to take one part of an answer")
     request_seconds: float = _setting(1800.0, "most time for an answer")
     default_max_tokens: int = _setting(4096, "longest chat answer where the request sets no limit")
     max_images: int = _setting(16, "images in one request")

@@ -100,6 +100,7 @@ def assemble(
         limits=ServiceLimits(
             request_seconds=settings.request_seconds,
             body_seconds=settings.body_seconds,
+            send_seconds=settings.send_seconds,
             max_body_bytes=settings.max_body_bytes,
             default_max_tokens=settings.default_max_tokens,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,19 @@ async def test_a_client_that_leaves_within_a_stream_cancels_it(stage: Any, props
     writer.transport.abort()
     await until(lambda: len(worker.engine.cancelled) == 2)
     await until(lambda: worker.service.gate.requests == 0)
+
+
+async def test_a_client_that_stops_reading_counts_as_gone(stage: Any, props: Any) -> None:
+    worker = await stage(props.play(*[70] * 2000, ended=False), send_seconds=0.1)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", worker.port))
+        fields = {"stream": True, "n": 4, "max_tokens": 1500, "logprobs": True, "top_logprobs": 20}
+        await asyncio.get_running_loop().sock_sendall(client, request_bytes(**fields))
+        await until(lambda: len(worker.engine.requests) == 4)
+        await until(lambda: worker.service.gate.requests == 0)
+    assert len(worker.engine.cancelled) == 4
 
 
 async def test_a_client_that_leaves_within_its_body_leaves_nothing(stage: Any) -> None:

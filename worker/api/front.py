@@ -5,6 +5,7 @@ Plain ASGI. The request id is on every answer, errors included, and in the log l
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -32,9 +33,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Front:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, api_keys: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, gate: Gate, api_keys: frozenset[str], send_seconds: float) -> None:
         self._app = app
         self._gate = gate
+        self._send_seconds = send_seconds  # a client that takes nothing for so long counts as gone
         self._key_digests = [_digest(key.encode()) for key in sorted(api_keys)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +54,11 @@ class Front:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
+            try:
+                async with asyncio.timeout(self._send_seconds):
+                    await send(message)
+            except TimeoutError:
+                raise ClientGone from None
 
         try:
             await self._pass_on(scope, receive, send_with_id, headers)

@@ -89,6 +89,8 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
         except ApiError as error:
             await send({"type": "http.response.body", "body": sse_frame(error.body()), "more_body": True})
+        except ClientGone:
+            raise
         except OSError as error:
             raise ClientGone from error
         except Exception:
