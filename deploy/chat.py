@@ -22,6 +22,8 @@ from model.image_file import read_header
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 600.0  # most time between two parts of an answer: a first prompt on a busy CPU may wait long
 MOST_IMAGE_BYTES = 64 * 1024 * 1024
+# What would drive the terminal instead of being read: control characters but for tab and newline.
+_UNPRINTABLE = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 HELP = "/image FILE adds a picture to the next question, /new starts over, /quit (or Ctrl-D) ends."
 
 
@@ -157,7 +159,7 @@ def show(chat: Chat, question: str, console: Console) -> None:
     try:
         for piece in answer:
             begun = True
-            console.out(piece, end="", highlight=False)
+            console.out(piece.translate(_UNPRINTABLE), end="", highlight=False)
             console.file.flush()
     except KeyboardInterrupt:
         begun = True

@@ -46,12 +46,14 @@ def up(
     """
     from rich.console import Console
 
-    from deploy.launcher import Launch, LaunchError
+    from deploy.launcher import AlreadyTold, Launch, LaunchError
     from deploy.launcher import up as launch
 
     options = Launch(model, host, port, workers, redis_url or None, start_seconds)
     try:
         code = launch(options, Console())
+    except AlreadyTold:
+        code = 1
     except LaunchError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -82,17 +84,25 @@ def worker(context: typer.Context) -> None:
     except SettingsError as error:
         _fail(str(error))
     if settings.model == DEMO:
-        settings = replace(settings, model=str(_demo_checkpoint()), served_name=settings.served_name or DEMO)
+        from deploy.demo.assemble import demo_checkpoint
+        from deploy.demo.errors import DemoError
+
+        try:
+            settings = replace(settings, model=str(demo_checkpoint()), served_name=settings.served_name or DEMO)
+        except DemoError as error:
+            _fail(str(error))
 
     from worker.serve import run
 
     raise typer.Exit(run(settings))
 
 
-@app.command()
-def demo() -> None:
+@app.command(context_settings=_PASSED_ON)
+def demo(context: typer.Context) -> None:
     """Put the demo checkpoint together, unless it is there already, and print its folder."""
-    print(_demo_checkpoint())
+    from deploy.demo.__main__ import main as assemble
+
+    raise typer.Exit(assemble(context.args))
 
 
 @app.command()
@@ -131,12 +141,6 @@ def train(context: typer.Context) -> None:
     from training.train import command
 
     command(context.args)
-
-
-def _demo_checkpoint() -> Path:
-    from deploy.demo.assemble import demo_checkpoint
-
-    return demo_checkpoint()
 
 
 def _fail(message: str) -> NoReturn:

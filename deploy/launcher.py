@@ -13,7 +13,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ import httpx
 import redis
 from rich.console import Console
 
+from deploy import lifeline
 from deploy.display import StartDisplay, print_summary
 from deploy.folders import new_run_folder, state_folder
 from deploy.supervisor import Part, PartFailed, Probe, Stage, Supervised, last_words
@@ -31,19 +31,25 @@ from server.state import EmbeddedValkey, StateError
 
 MOST_WORKERS = 64
 DEMO = "demo"
-_DRAIN_SECONDS = 2.0  # what the parts are told about finishing answers
-_STOP_SECONDS = 3.5  # for the parts to end by themselves; what is left then is killed
+_DRAIN_SECONDS = 1.5  # what the parts are told about finishing answers
+_STOP_SECONDS = 3.0  # for the parts to end by themselves; what is left then is killed
 _KILLED_SECONDS = 0.5
 _STATE_STOP_SECONDS = 0.5
 _CONTROLLER_SECONDS = 60.0  # most time for the controller to start, and to see its workers
 _STATE_PROBE_SECONDS = 1.0
 _STATE_MISSES = 3  # pings in a row without an answer, after which the embedded Valkey is started anew
+# -P: a folder called `model` or `server` where the command was given must not be taken for ours.
+_MODULE = (sys.executable, "-P", "-m")
 # Names that say where one process listens or who it is: given to each part by flag, never inherited by all of them.
 _OWN_NAMES = ("TEPHRA_HOST", "TEPHRA_PORT", "TEPHRA_WORKER_ID", "TEPHRA_WORKER_URL", "TEPHRA_CONTROLLER_URL")
 
 
 class LaunchError(Exception):
     """Nothing runs, and this is why: one line, with what to do."""
+
+
+class AlreadyTold(LaunchError):
+    """Nothing runs, and the person at the terminal has been told why."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,14 @@ def up(launch: Launch, console: Console) -> int:
     """Runs until SIGINT or SIGTERM and returns the exit code. Raises LaunchError when it cannot start."""
     if not 1 <= launch.workers <= MOST_WORKERS:
         raise LaunchError(f"--workers must be 1 to {MOST_WORKERS}, not {launch.workers}.")
+    check_model(launch.model)
     port = launch.port or _free_port(launch.host)
     check_port(launch.host, port)
     try:
         folder = new_run_folder(state_folder())
     except OSError as error:
         raise LaunchError(f"Cannot write logs under {state_folder()}: {error.strerror}.") from error
-    checkpoint = prepare_checkpoint(launch.model)
-    return asyncio.run(_System(launch, checkpoint, port, folder, console).run())
+    return asyncio.run(_System(launch, port, folder, console).run())
 
 
 def check_port(host: str, port: int) -> None:
@@ -88,26 +94,17 @@ def check_port(host: str, port: int) -> None:
         raise LaunchError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
 
 
-def prepare_checkpoint(model: str) -> Path:
-    """The folder of the model. The demo is assembled, with a progress bar, in a process of its own, whose memory is
-    free again afterwards. Raises LaunchError."""
-    if model != DEMO:
-        if not (Path(model) / "config.json").is_file():
-            raise LaunchError(f"No checkpoint at {model}: expected a folder with config.json, or '{DEMO}'.")
-        return Path(model)
-    command = [sys.executable, "-m", "deploy.cli", "demo"]
-    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # its progress is on stderr
-    if finished.returncode != 0:
-        raise LaunchError("The demo checkpoint could not be made; the reason stands above.")
-    return Path(finished.stdout.strip())
+def check_model(model: str) -> None:
+    """Raises LaunchError when there is no such checkpoint. The demo is always to be had."""
+    if model != DEMO and not (Path(model) / "config.json").is_file():
+        raise LaunchError(f"No checkpoint at {model}: expected a folder with config.json, or '{DEMO}'.")
 
 
 class _System:
     """All parts of one run."""
 
-    def __init__(self, launch: Launch, checkpoint: Path, port: int, folder: Path, console: Console) -> None:
-        self._launch, self._checkpoint, self._port, self._folder = launch, checkpoint, port, folder
-        self._console = console
+    def __init__(self, launch: Launch, port: int, folder: Path, console: Console) -> None:
+        self._launch, self._port, self._folder, self._console = launch, port, folder, console
         self._display = StartDisplay(console)
         self._valkey = EmbeddedValkey() if launch.redis_url is None else None
         self._secret = os.environ.get("TEPHRA_WORKER_SECRET") or secrets.token_urlsafe(32)
@@ -139,11 +136,12 @@ class _System:
 
     async def _start(self, client: httpx.AsyncClient) -> None:
         """Raises LaunchError. What was started by then is stopped by the caller."""
+        checkpoint = await _demo_folder() if self._launch.model == DEMO else self._launch.model
         began = time.monotonic()
         with self._display:
             try:
                 url = self._start_state()
-                self._make_parts(client, url)
+                self._make_parts(client, checkpoint, url)
                 assert self._controller is not None
                 self._tasks = [asyncio.create_task(part.start()) for part in (self._controller, *self._workers)]
                 done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -173,14 +171,14 @@ class _System:
         self._display.stage("valkey", Stage.READY)
         return self._valkey.url
 
-    def _make_parts(self, client: httpx.AsyncClient, redis_url: str) -> None:
+    def _make_parts(self, client: httpx.AsyncClient, checkpoint: str, redis_url: str) -> None:
         inherited = {name: value for name, value in os.environ.items() if name not in _OWN_NAMES}
         shared = {"TEPHRA_REDIS_URL": redis_url, "TEPHRA_WORKER_SECRET": self._secret, "PYTHONUNBUFFERED": "1"}
         environment = {**inherited, **shared}
         controller = Part(
             name="controller",
             command=(
-                *(sys.executable, "-m", "server", "--host", self._launch.host, "--port", str(self._port)),
+                *(*_MODULE, "server", "--host", self._launch.host, "--port", str(self._port)),
                 *("--shutdown-seconds", f"{_DRAIN_SECONDS:g}"),
             ),
             environment=environment,
@@ -193,7 +191,7 @@ class _System:
         for number in range(1, self._launch.workers + 1):
             name, port = f"worker-{number}", _free_port("127.0.0.1")
             command = (
-                *(sys.executable, "-m", "worker", "--model", str(self._checkpoint)),
+                *(*_MODULE, "worker", "--model", checkpoint),
                 *(("--served-name", DEMO) if self._launch.model == DEMO else ()),
                 *("--host", "127.0.0.1", "--port", str(port), "--controller", self._base),
                 *("--drain-seconds", f"{_DRAIN_SECONDS:g}"),
@@ -303,6 +301,26 @@ def example(base: str, model: str, with_key: bool) -> str:
         f""") | curl -N {base}/v1/chat/completions{key} -H 'Content-Type: application/json' -d @-""",
     )
     return "\n".join(lines)
+
+
+async def _demo_folder() -> str:
+    """Where the demo checkpoint is. It is assembled, with a progress bar, in a process of its own, whose memory is free
+    again afterwards. Raises AlreadyTold."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", lifeline.__file__, *_MODULE, "deploy.demo"),
+        stdin=asyncio.subprocess.PIPE,  # held open for as long as it is wanted
+        stdout=asyncio.subprocess.PIPE,
+        process_group=0,
+    )
+    assert process.stdout is not None
+    try:
+        folder = (await process.stdout.read()).decode().strip()
+        if await process.wait() != 0:
+            raise AlreadyTold
+        return folder
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself, as it should
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _http_probe(client: httpx.AsyncClient, url: str) -> Probe:

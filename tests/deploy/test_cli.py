@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 from deploy.cli import app
 
+pytestmark = pytest.mark.timeout(600)
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", command, "--help"], capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-m", "deploy.cli", command, "--help"], capture_output=True, text=True, timeout=240, check=False
     )
     assert finished.returncode == 0, finished.stderr
     assert "usage" in finished.stdout.lower()
@@ -53,7 +54,7 @@ def test_a_worker_without_a_checkpoint_says_so_in_one_line(tmp_path: Path) -> No
         [sys.executable, "-m", "deploy.cli", "worker", "--port", "0", "--model", str(tmp_path / "nowhere")],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
         check=False,
     )
     assert finished.returncode == 1

@@ -152,6 +152,11 @@ def test_an_error_in_the_middle_of_a_stream_is_told(server: StubServer) -> None:
     assert "The worker died." in output
 
 
+def test_an_answer_does_not_drive_the_terminal(server: StubServer) -> None:
+    server.will_say("a\x1b[2J\x07b\nd\x9b31m\r")
+    assert run("--url", server.url, "Hello") == (0, "a[2Jb\nd31m\n")
+
+
 def test_no_server_there_says_how_to_start_one() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
