@@ -35,7 +35,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     with _open(data) as image:
         width, height = image.size
         _check_size(width, height, max_pixels)
-        if image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED:
+        if _exif(image).get(ExifTags.Base.Orientation) in _TRANSPOSED:
             width, height = height, width
         return ImageHeader(str(image.format), width, height)
 
@@ -44,6 +44,7 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes to RGB, upright, first frame, transparency laid on white. Raises ImageError."""
     with _open(data) as image:
         _check_size(*image.size, max_pixels)
+        _exif(image)
         try:
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -70,6 +71,15 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError(f"The image is too large: at most {MAX_PIXELS} pixels are accepted.") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError("The image is broken or of a type that is not accepted: send PNG, JPEG, WebP, GIF or BMP.") from error
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """What the header says, kept for whoever asks the image later (`exif_transpose`).
+
+    A PNG's own `getexif` would decode every pixel in search of a chunk that stands after them. Such a chunk does not
+    count here, neither for the size that is told nor for the pixels that are made.
+    """
+    return Image.Image.getexif(image)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -116,7 +116,9 @@ async def test_the_embedded_valkey_does_not_outlive_a_killed_controller(until):
         await until(lambda: not valkey.is_running() or valkey.status() == psutil.STATUS_ZOMBIE)
 
 
-async def test_answers_under_way_may_end_and_the_rest_are_told(start_controller, start_worker, open_stream, chunk, until):
+async def test_answers_under_way_may_end_and_the_rest_are_told(
+    start_controller, start_worker, open_stream, chunk, until
+):
     client = await start_controller(shutdown_seconds=3.0)
     worker = await start_worker("w1", client)
 
