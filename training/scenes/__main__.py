@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.scenes.assets import MissingAssetError, require_all
@@ -15,7 +16,7 @@ from training.scenes.dataset import DatasetError, write_dataset
 from training.scenes.mix import MIXES
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.scenes", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set, or PNG file of the sheet")
     parser.add_argument("--split", choices=SPLITS, default="train")
@@ -25,7 +26,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--drawn-only", action="store_true", help="use no installed package: shapes and words only")
     parser.add_argument("--sheet", action="store_true", help="write one contact sheet instead of a data set")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         if options.sheet:
             require_all()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +67,7 @@ class Catalogue:
 
     kinds: tuple[Kind, ...]
     categories: Mapping[str, str]
+    category_synonyms: Mapping[str, Sequence[str]]
     photos: bool  # whether photo backgrounds and installed fonts belong to the source set
 
     def __post_init__(self) -> None:
@@ -113,7 +114,9 @@ def full_catalogue() -> Catalogue:
         )
         for row in data["kind"]
     )
-    return Catalogue(kinds=kinds, categories=data["categories"], photos=True)
+    return Catalogue(
+        kinds=kinds, categories=data["categories"], category_synonyms=data["category_synonyms"], photos=True
+    )
 
 
 @lru_cache(maxsize=1)
@@ -128,4 +131,4 @@ def drawn_catalogue() -> Catalogue:
         )
         for shape in SHAPES
     )
-    return Catalogue(kinds=kinds, categories=categories, photos=False)
+    return Catalogue(kinds=kinds, categories=categories, category_synonyms={}, photos=False)

@@ -46,11 +46,12 @@ class Mix:
 
 MIXES: dict[str, Mix] = {
     "caption": Mix("caption"),
-    "instruct": Mix("instruct"),
+    # For the base view alone, in which small print cannot be read.
+    "instruct": Mix("instruct", Proportions(small_print=0)),
+    # For the base view with AnyRes tiles.
+    "anyres": Mix("instruct", Proportions(reading=30, small_print=50)),
     # For the vision tower, which has letters to learn besides things.
-    "see": Mix(
-        "instruct", Proportions(single=50, pair=20, left_right=10, counting=20, shapes=10, reading=60, small_print=30)
-    ),
+    "see": Mix("instruct", Proportions(single=50, pair=20, left_right=10, counting=20, shapes=10, reading=60, small_print=30)),
 }
 
 
