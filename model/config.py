@@ -20,7 +20,7 @@ ImageMode = Literal["crop", "pad", "anyres"]
 class VisionConfig:
     """A CLIP or SigLIP vision transformer.
 
-    `layers` counts the encoder layers of the checkpoint; `LlavaConfig.feature_layer` picks the one whose output is used.
+    `layers` counts the checkpoint's encoder layers; `LlavaConfig.feature_layer` picks the one whose output is used.
     """
 
     kind: Literal["clip", "siglip"]
@@ -253,9 +253,7 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
             f"vision_config: hidden_size {config.hidden_size} is not a multiple of {config.heads} heads"
         )
     if config.patch_size > config.image_size:
-        raise CheckpointError(
-            f"vision_config: patch_size {config.patch_size} exceeds image_size {config.image_size}"
-        )
+        raise CheckpointError(f"vision_config: patch_size {config.patch_size} exceeds image_size {config.image_size}")
     return config
 
 

@@ -43,8 +43,8 @@ class ImageLayout:
     """How one image is laid out: the tiles to encode and the tokens that come of them.
 
     `tiles_across` and `tiles_down` are 0 when only the base view is encoded. `unpad` is the part of the
-    (tiles_down * grid) x (tiles_across * grid) feature map that holds picture and not padding; a newline token ends each
-    of its rows.
+    (tiles_down * grid) x (tiles_across * grid) feature map that holds picture and not padding; a newline token ends
+    each of its rows.
     """
 
     width: int
@@ -81,10 +81,7 @@ class ImageGeometry:
         """The most tokens that any image can cost."""
         base = self.grid * self.grid + self.extra_tokens
         return max(
-            (
-                base + c.height // self.tile * self.grid * (c.width // self.tile * self.grid + 1)
-                for c in self.canvases
-            ),
+            (base + c.height // self.tile * self.grid * (c.width // self.tile * self.grid + 1) for c in self.canvases),
             default=base,
         )
 

@@ -70,7 +70,9 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"The image is too large: at most {MAX_PIXELS} pixels are accepted.") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageError("The image is broken or of a type that is not accepted: send PNG, JPEG, WebP, GIF or BMP.") from error
+        raise ImageError(
+            "The image is broken or of a type that is not accepted: send PNG, JPEG, WebP, GIF or BMP."
+        ) from error
 
 
 def _exif(image: Image.Image) -> Image.Exif:

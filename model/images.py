@@ -53,7 +53,9 @@ class ImagePreprocessor:
 
     def base_view(self, image: Image.Image, digest: str) -> PreparedImage:
         """The base view alone, whatever the checkpoint's canvases: what the early training stages use."""
-        layout = ImageGeometry(self.geometry.tile, self.geometry.grid, (), self.geometry.extra_tokens).layout(*image.size)
+        layout = ImageGeometry(self.geometry.tile, self.geometry.grid, (), self.geometry.extra_tokens).layout(
+            *image.size
+        )
         return PreparedImage(self._normalise(self._views(image, layout)), layout, digest)
 
     def _views(self, image: Image.Image, layout: ImageLayout) -> list[Image.Image]:

@@ -100,11 +100,17 @@ def save_parts(model: LlavaModel, plans: Mapping[PartName, PartPlan], folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     for name, plan in plans.items():
         if plan.lora_rank:
-            tensors = {_lora_key(key): value for key, value in model.named_parameters() if f".{name}." in key and ".lora_" in key}
+            tensors = {
+                _lora_key(key): value
+                for key, value in model.named_parameters()
+                if f".{name}." in key and ".lora_" in key
+            }
             metadata = {"rank": str(plan.lora_rank), "alpha": str(plan.lora_alpha)}
             _write(tensors, folder / _LORA_FILES[name], metadata)
         else:
-            tensors = {key: value for key, value in model.named_parameters() if part_of(key) == name and ".lora_" not in key}
+            tensors = {
+                key: value for key, value in model.named_parameters() if part_of(key) == name and ".lora_" not in key
+            }
             _write(tensors, folder / _WHOLE_FILES[name], {})
 
 
@@ -124,11 +130,23 @@ def load_parts(model: LlavaModel, plans: Mapping[PartName, PartPlan], folder: Pa
         if file.name in _WHOLE_FILES.values():
             _assign(dict(model.named_parameters()), tensors, file)
         elif name in plans and plans[name].lora_rank == int(metadata["rank"]):
-            _assign({_lora_key(k): v for k, v in model.named_parameters() if f".{name}." in k and ".lora_" in k}, tensors, file)
+            _assign(
+                {_lora_key(k): v for k, v in model.named_parameters() if f".{name}." in k and ".lora_" in k},
+                tensors,
+                file,
+            )
         else:
             _merge(model, tensors, float(metadata["alpha"]) / float(metadata["rank"]), file)
         used.append(file.name)
     return used
+
+
+def carry_over(before: Path | None, output: Path) -> None:
+    """Trained parts of the stage before that this one leaves as they are belong to this stage's result too."""
+    output.mkdir(parents=True, exist_ok=True)
+    if before is not None:
+        for file in before.glob("*.safetensors"):
+            (output / file.name).write_bytes(file.read_bytes())
 
 
 def _assign(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor], file: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -12,8 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run says of itself (summary.json)."""
+
+    recipe: str
+    steps: int
+    tokens: int  # learned from, over all processes
+    seconds: float
+    final_loss: float  # mean of the last tenth of the steps
+
+
 class TrainingProgress:
-    """A progress bar with the running loss and tokens a second; a plain line now and then where there is no terminal."""
+    """A progress bar with running loss and tokens a second; a plain line now and then where there is no terminal."""
 
     def __init__(self, console: Console, name: str, steps: int) -> None:
         self._console = console
@@ -58,11 +70,10 @@ class TrainingProgress:
 
 
 class StepLog:
-    """One line of JSON a step, written by the main process only."""
+    """One line of JSON a step, written by the main process only, and the summary at the end."""
 
     def __init__(self, file: Path, active: bool) -> None:
-        self.steps = 0
-        self.tokens = 0
+        self._tokens = 0
         self._losses: list[float] = []
         self._active = active
         self._file = file
@@ -70,16 +81,18 @@ class StepLog:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("", "utf-8")
 
-    def write(self, *, step: int, loss: float, tokens: int, norm: float, rate: float, positions: int, **more: float) -> None:
-        self.steps += 1
-        self.tokens += tokens
-        self._losses.append(loss)
+    def write(self, step: Mapping[str, float], *, tokens: int) -> None:
+        """`step` holds the loss and whatever else is worth keeping; `tokens` were learned from."""
+        self._tokens += tokens
+        self._losses.append(step["loss"])
         if self._active:
-            line = {"step": step, "loss": loss, "tokens": tokens, "norm": norm, "rate": rate, "positions": positions, **more}
             with self._file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(line) + "\n")
+                out.write(json.dumps({**step, "tokens": tokens}) + "\n")
 
-    def recent_loss(self) -> float:
-        """Mean over the last tenth of the steps."""
-        recent = deque(self._losses, maxlen=max(1, len(self._losses) // 10))
-        return sum(recent) / max(1, len(recent))
+    def summarise(self, file: Path, recipe: str, seconds: float) -> RunSummary:
+        """Writes what the finished run says of itself."""
+        recent = self._losses[-max(1, len(self._losses) // 10) :]
+        loss = sum(recent) / max(1, len(recent))
+        summary = RunSummary(recipe, len(self._losses), self._tokens, round(seconds, 1), loss)
+        file.write_text(json.dumps(asdict(summary), indent=2) + "\n", "utf-8")
+        return summary

@@ -1,7 +1,9 @@
-"""The demo's stage 0: its vision tower learns to see scenes, patch by patch.
+"""The demo's first stages, on single views of scenes whose every patch is known by construction.
 
-The base tower was made for saliency; a linear layer that must name what each patch shows teaches it kinds, shapes and
-letters at a twentieth of the cost of learning them through the language model. The linear layer is thrown away.
+`see`: the vision tower learns to tell what each patch shows, through a linear layer that is thrown away. The base tower
+was made for saliency; this teaches it kinds, shapes and letters at a twentieth of what it costs through the language
+model. `name`: the connector learns to give each patch the word embedding of what it shows, so that the language model
+meets image tokens that it can already read; the language model itself never runs.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from model.checkpoint.load import load_model
 from model.config import LlavaConfig
 from model.image_file import decode_rgb
 from model.images import ImagePreprocessor, read_preprocessor
+from model.llava import LlavaModel
+from model.prompts import Prompter, load_prompter
 from training.data.batches import LengthGroupedSampler
 from training.data.conversations import DataError
-from training.parts import describe, prepare_parts, save_parts
+from training.parts import TrainedPart, carry_over, describe, load_parts, prepare_parts, save_parts
 from training.progress import StepLog, TrainingProgress
 from training.recipes.recipe import SeeingRecipe
 from training.scenes.patches import PatchClasses, cut, random_view, stack
@@ -36,21 +40,53 @@ from training.schedule import cosine_with_warmup
 
 
 class PatchReader(nn.Module):
-    """Vision tower and linear layer as a loss."""
+    """Vision tower and linear layer as a loss: which class does each patch show?"""
 
-    def __init__(self, tower: nn.Module, width: int, classes: int) -> None:
+    def __init__(self, model: LlavaModel, classes: int) -> None:
         super().__init__()
-        self.tower = tower
+        width = model.config.vision.hidden_size
+        self.tower = model.vision_tower
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """pixels [B, 3, S, S], labels [B, patches] -> mean loss, share of patches named rightly (background apart)."""
-        scores = self.head(self.norm(self.tower(pixels).float()))  # [B, patches, classes]
-        loss = F.cross_entropy(scores.flatten(0, 1).float(), labels.flatten())
-        shown = labels > 0
-        right = (scores.argmax(-1) == labels)[shown].float().mean() if shown.any() else loss.new_zeros(())
-        return loss, right.detach()
+        scores = self.head(self.norm(self.tower(pixels).float())).float()  # [B, patches, classes]
+        return F.cross_entropy(scores.flatten(0, 1), labels.flatten()), _share_right(scores, labels)
+
+
+class PatchNamer(nn.Module):
+    """Vision tower and connector as a loss: how far is each patch from the embedding of what it shows?"""
+
+    def __init__(self, model: LlavaModel, names: list[str], prompter: Prompter) -> None:
+        super().__init__()
+        self.tower = model.vision_tower
+        self.connector = model.multi_modal_projector
+        words = [_spoken(name) for name in names]
+        ids = [prompter.tokenizer.encode(word, add_special_tokens=False) for word in words]
+        with torch.no_grad():
+            means = torch.stack([model.language_model.embed(torch.tensor(part)).float().mean(0) for part in ids])
+        self.register_buffer("words", means, persistent=False)  # [classes, D]
+        self.words: torch.Tensor
+
+    def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As PatchReader; the loss is the squared distance relative to the spread of the words."""
+        with torch.no_grad():
+            features = self.tower(pixels)
+        given = self.connector(features).float()  # [B, patches, D]
+        loss = F.mse_loss(given, self.words[labels]) / self.words.var(0).mean()
+        return loss, _share_right(-torch.cdist(given.detach().flatten(0, 1), self.words), labels.flatten())
+
+
+def _spoken(name: str) -> str:
+    """The text whose embedding stands for a class."""
+    return name.removeprefix("letter ") if name.startswith("letter ") else f" {name}"
+
+
+def _share_right(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    shown = labels > 0
+    right = (scores.argmax(-1) == labels)[shown].float().mean() if shown.any() else scores.new_zeros(())
+    return right.detach()
 
 
 class ViewSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -74,64 +110,89 @@ class ViewSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         epoch, index = divmod(key, len(self._rows))
         row: Mapping[str, Any] = self._rows[index]
         image = decode_rgb((self._folder / row["image"]).read_bytes())
-        view = random_view(*image.size, random.Random(f"{self._seed}:{epoch}:{index}"))  # noqa: S311
+        view = random_view(*image.size, random.Random(f"{self._seed}:{epoch}:{index}"))
         geometry = self._preprocessor.geometry
         pixels = stack([cut(image, view, geometry.tile)], self._preprocessor.mean, self._preprocessor.std)[0]
         return pixels, self.classes.labels(row, view, geometry.grid)
 
 
-def train_to_see(recipe: SeeingRecipe, base: Path, data: Path, output: Path, *, loader_workers: int) -> None:
-    """Writes `vision_lora.safetensors` to `output`."""
-    torch.manual_seed(recipe.seed)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    console = Console(stderr=True, quiet=not accelerator.is_main_process)
-    config = LlavaConfig.from_hf(read_json(base / "config.json"))
-    shallow = dataclasses.replace(config, text=dataclasses.replace(config.text, layers=1))
-    model = load_model(base, shallow, accelerator.device, torch.bfloat16)
-    plans = {"vision_tower": recipe.tower}
-    parts = prepare_parts(model, plans)  # type: ignore[arg-type]
-    console.print(describe(parts))
-    views = ViewSet(data, recipe, read_preprocessor(base, config))
-    reader = PatchReader(model.vision_tower, config.vision.hidden_size, len(views.classes)).to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": parts[0].parameters, "lr": recipe.tower.learning_rate},
-            {"params": [*reader.norm.parameters(), *reader.head.parameters()], "lr": recipe.head_rate},
-        ],
-        weight_decay=0.0,
-    )
-    rates = [group["lr"] for group in optimizer.param_groups]
-    trainable = [parameter for parameter in reader.parameters() if parameter.requires_grad]
-    objective = accelerator.prepare(reader)
-    world = accelerator.num_processes
-    per_epoch = len(views) // recipe.batch
-    steps = max(1, int(per_epoch * recipe.epochs))
-    sampler = LengthGroupedSampler(
-        [0] * len(views), recipe.batch, seed=recipe.seed, rank=accelerator.process_index, world=world
-    )
-    order: list[list[int]] = []
-    for epoch in range(-(-steps // per_epoch)):
-        sampler.set_epoch(epoch)
-        order += [[epoch * len(views) + index for index in batch] for batch in sampler]
-    loader = DataLoader(views, batch_sampler=order[:steps], num_workers=loader_workers)
-    started, log = time.monotonic(), StepLog(output / "log.jsonl", accelerator.is_main_process)
-    with TrainingProgress(console, recipe.name, steps) as progress:
-        for step, (pixels, labels) in enumerate(loader):
-            factor = cosine_with_warmup(step, steps, recipe.warmup)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            with torch.autocast(accelerator.device.type, torch.bfloat16):
-                loss, right = objective(pixels.to(accelerator.device), labels.to(accelerator.device))
-            accelerator.backward(loss)
-            norm = float(torch.nn.utils.clip_grad_norm_(trainable, recipe.clip))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            log.write(
-                step=step, loss=loss.item(), tokens=labels.numel(), norm=norm, rate=factor, positions=labels.numel(),
-                right=right.item(),
-            )  # fmt: skip
-            progress.advance(loss.item(), labels.numel() * world)
-    if accelerator.is_main_process:
-        save_parts(model, plans, output)  # type: ignore[arg-type]
-        summary = {"recipe": recipe.name, "steps": steps, "seconds": time.monotonic() - started, "final_loss": log.recent_loss()}
-        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+class SeeingTrainer:
+    """Runs one SeeingRecipe."""
+
+    def __init__(
+        self, recipe: SeeingRecipe, base: Path, data: Path, output: Path, init_from: Path | None, *, loader_workers: int
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        self._recipe, self._output, self._init_from, self._workers = recipe, output, init_from, loader_workers
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self._console = Console(stderr=True, quiet=not self._accelerator.is_main_process)
+        config = LlavaConfig.from_hf(read_json(base / "config.json"))
+        shallow = dataclasses.replace(config, text=dataclasses.replace(config.text, layers=1))  # it never runs
+        self._model = load_model(base, shallow, self._accelerator.device, torch.bfloat16)
+        self._parts = prepare_parts(self._model, recipe.parts)
+        if init_from is not None:
+            load_parts(self._model, recipe.parts, init_from)
+        self._views = ViewSet(data, recipe, read_preprocessor(base, config))
+        self._objective = self._make_objective(load_prompter(base, config)).to(self._accelerator.device)
+        self._console.print(describe(self._parts))
+
+    def run(self) -> None:
+        """Trains to the end and writes the trained parts and summary.json."""
+        recipe, accelerator = self._recipe, self._accelerator
+        optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        trainable = [parameter for parameter in self._objective.parameters() if parameter.requires_grad]
+        objective = accelerator.prepare(self._objective)
+        batches = self._batches()
+        started, log = time.monotonic(), StepLog(self._output / "log.jsonl", accelerator.is_main_process)
+        with TrainingProgress(self._console, recipe.name, len(batches)) as progress:
+            for step, (pixels, labels) in enumerate(batches):
+                factor = cosine_with_warmup(step, len(batches), recipe.warmup)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                with torch.autocast(accelerator.device.type, torch.bfloat16):
+                    loss, right = objective(pixels.to(accelerator.device), labels.to(accelerator.device))
+                accelerator.backward(loss)
+                norm = float(torch.nn.utils.clip_grad_norm_(trainable, recipe.clip))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                told = {"step": step, "loss": loss.item(), "norm": norm, "rate": factor, "right": right.item()}
+                log.write(told, tokens=labels.numel())
+                progress.advance(loss.item(), labels.numel() * accelerator.num_processes)
+        if accelerator.is_main_process:
+            carry_over(self._init_from, self._output)
+            save_parts(self._model, recipe.parts, self._output)
+            log.summarise(self._output / "summary.json", recipe.name, time.monotonic() - started)
+
+    def _make_objective(self, prompter: Prompter) -> nn.Module:
+        if "vision_tower" in self._recipe.parts:
+            return PatchReader(self._model, len(self._views.classes))
+        return PatchNamer(self._model, self._views.classes.names, prompter)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = [_group(part) for part in self._parts]
+        if isinstance(self._objective, PatchReader):
+            head = [*self._objective.norm.parameters(), *self._objective.head.parameters()]
+            groups.append({"params": head, "lr": self._recipe.head_rate})
+        return groups
+
+    def _batches(self) -> DataLoader[Any]:
+        recipe, accelerator = self._recipe, self._accelerator
+        per_epoch = len(self._views) // recipe.batch
+        steps = max(1, int(per_epoch * recipe.epochs))
+        sampler = LengthGroupedSampler(
+            [0] * len(self._views),
+            recipe.batch,
+            seed=recipe.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        order: list[list[int]] = []
+        for epoch in range(-(-steps // per_epoch)):
+            sampler.set_epoch(epoch)
+            order += [[epoch * len(self._views) + index for index in batch] for batch in sampler]
+        return DataLoader(self._views, batch_sampler=order[:steps], num_workers=self._workers)
+
+
+def _group(part: TrainedPart) -> dict[str, Any]:
+    return {"params": part.parameters, "lr": part.plan.learning_rate}

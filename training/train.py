@@ -15,10 +15,17 @@ from model.errors import ModelError
 from training.data.conversations import DataError
 from training.parts import PartsError
 from training.recipes import RECIPES, Recipe, SeeingRecipe
-from training.seeing import train_to_see
+from training.seeing import SeeingTrainer
 from training.trainer import RunPaths, Trainer, TrainingError, single_process
 
-_SETTABLE: dict[str, type] = {"batch": int, "epochs": float, "max_length": int, "warmup": float, "clip": float, "seed": int}
+_SETTABLE: dict[str, type] = {
+    "batch": int,
+    "epochs": float,
+    "max_length": int,
+    "warmup": float,
+    "clip": float,
+    "seed": int,
+}
 
 
 class RecipeError(ValueError):
@@ -55,16 +62,16 @@ def train(
     """Runs one stage; its result lies in `runs`/<recipe name>, the stage before is looked for beside it."""
     if threads is not None:
         torch.set_num_threads(threads)
-    if isinstance(recipe, SeeingRecipe):
-        with single_process():
-            train_to_see(recipe, base, data, runs / recipe.name, loader_workers=loader_workers)
-        return
     init_from = runs / recipe.init_from if recipe.init_from else None
     if init_from is not None and not (init_from / "summary.json").is_file():
         raise TrainingError(f"{recipe.name} starts from {recipe.init_from}: run that first (looked in {init_from})")
-    paths = RunPaths(base=base, data=data, output=runs / recipe.name, init_from=init_from)
+    output = runs / recipe.name
     with single_process():
-        Trainer(recipe, paths, loader_workers=loader_workers).run()
+        if isinstance(recipe, SeeingRecipe):
+            SeeingTrainer(recipe, base, data, output, init_from, loader_workers=loader_workers).run()
+        else:
+            paths = RunPaths(base=base, data=data, output=output, init_from=init_from)
+            Trainer(recipe, paths, loader_workers=loader_workers).run()
 
 
 def command(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from model.prompts import load_prompter
 from training.data.batches import Batch, ExampleSet, LengthGroupedSampler, collate
 from training.data.conversations import read_conversations
 from training.objective import Objective
-from training.parts import TrainedPart, describe, load_parts, prepare_parts, save_parts
+from training.parts import TrainedPart, carry_over, describe, load_parts, prepare_parts, save_parts
 from training.progress import StepLog, TrainingProgress
 from training.recipes.recipe import Recipe
 from training.schedule import cosine_with_warmup
@@ -46,18 +45,6 @@ class RunPaths:
     data: Path  # folder to which the recipe's data paths are relative
     output: Path  # trained parts, log and summary of this stage
     init_from: Path | None  # output folder of the stage before
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSummary:
-    """What a finished run says of itself; also written as summary.json."""
-
-    recipe: str
-    steps: int
-    rows: int
-    supervised_tokens: int
-    seconds: float
-    final_loss: float  # mean of the last tenth of the steps
 
 
 class Trainer:
@@ -81,7 +68,7 @@ class Trainer:
     def steps(self) -> int:
         return max(1, int(len(self._sampler) * self.recipe.epochs))
 
-    def run(self) -> RunSummary:
+    def run(self) -> None:
         """Trains to the end and writes the trained parts. Raises TrainingError when the loss is not a number."""
         recipe = self.recipe
         optimizer = torch.optim.AdamW(
@@ -104,9 +91,11 @@ class Trainer:
                     raise TrainingError(f"step {step}: the loss is not a number; rows {', '.join(batch.ids)}")
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                log.write(step=step, loss=loss, tokens=tokens, norm=norm, rate=factor, positions=len(batch.token_ids))
-                progress.advance(loss, len(batch.token_ids) * self.accelerator.num_processes)
-        return self._finish(log, time.monotonic() - started)
+                positions = len(batch.token_ids)
+                told = {"step": step, "loss": loss, "norm": norm, "rate": factor, "positions": positions}
+                log.write(told, tokens=tokens)
+                progress.advance(loss, positions * self.accelerator.num_processes)
+        self._finish(log, time.monotonic() - started)
 
     def _backward(self, objective: torch.nn.Module, batch: Batch) -> tuple[float, int]:
         """Gradients of the mean over the supervised tokens of the global batch; returns (loss, tokens)."""
@@ -172,26 +161,14 @@ class Trainer:
         )
         return loader, sampler
 
-    def _finish(self, log: StepLog, seconds: float) -> RunSummary:
-        summary = RunSummary(
-            self.recipe.name, log.steps, self.steps * self.recipe.batch, log.tokens, seconds, log.recent_loss()
-        )
+    def _finish(self, log: StepLog, seconds: float) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self._carry_over()
-            save_parts(self._model, self.recipe.parts, self.paths.output)
-            text = json.dumps(dataclasses.asdict(summary), indent=2)
-            (self.paths.output / "summary.json").write_text(text + "\n", "utf-8")
-        self._console.print(f"{summary.steps} steps in {seconds:.0f} s, loss {summary.final_loss:.4f} -> {self.paths.output}")
-        return summary
-
-    def _carry_over(self) -> None:
-        """Trained parts of the stage before that this one leaves as they are belong to this stage's result too."""
-        self.paths.output.mkdir(parents=True, exist_ok=True)
-        if self.paths.init_from is None:
-            return
-        for file in self.paths.init_from.glob("*.safetensors"):
-            (self.paths.output / file.name).write_bytes(file.read_bytes())
+            output = self.paths.output
+            carry_over(self.paths.init_from, output)
+            save_parts(self._model, self.recipe.parts, output)
+            summary = log.summarise(output / "summary.json", self.recipe.name, seconds)
+            self._console.print(f"{summary.steps} steps in {seconds:.0f} s, loss {summary.final_loss:.4f} -> {output}")
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

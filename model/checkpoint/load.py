@@ -77,7 +77,7 @@ def _read(
                 tensor = shard.get_tensor(stored[name].name)
                 if tensor.shape != wanted[name].shape:
                     raise CheckpointError(
-                        f"{file}: {name} has shape {list(tensor.shape)}, config.json asks for {list(wanted[name].shape)}"
+                        f"{file}: {name} has shape {list(tensor.shape)}, the model needs {list(wanted[name].shape)}"
                     )
                 tensors[name] = tensor.to(device=device, dtype=dtype, copy=True)
     return tensors

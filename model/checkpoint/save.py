@@ -27,7 +27,10 @@ def save_checkpoint(
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Writes `target` with `tensors` (canonical names) laid over those of `source`. Raises CheckpointError if it exists."""
+    """Writes `target` with `tensors` (canonical names) laid over those of `source`.
+
+    Raises CheckpointError if `target` exists.
+    """
     if target.exists():
         raise CheckpointError(f"{target}: already exists; choose another name")
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")

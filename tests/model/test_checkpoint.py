@@ -70,7 +70,9 @@ def test_sharded_weights_load_as_whole_ones(checkpoint: Path, tmp_path: Path) ->
     assert same_weights(checkpoint, sharded)
 
 
-def test_a_saved_checkpoint_loads_again_and_keeps_what_the_model_does_not_hold(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_saved_checkpoint_loads_again_and_keeps_what_the_model_does_not_hold(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     loaded = load_checkpoint(checkpoint, dtype=torch.float32)
     saved = save_checkpoint(loaded.model.state_dict(), checkpoint, tmp_path / "saved", dtype=torch.float32)
     assert same_weights(checkpoint, saved)
@@ -121,7 +123,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(checkpoint: Path) -
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["image_newline"] = torch.zeros(3)
     save_file(tensors, checkpoint / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"image_newline has shape \[3\].*asks for \[64\]"):
+    with pytest.raises(CheckpointError, match=r"image_newline has shape \[3\].*needs \[64\]"):
         load_checkpoint(checkpoint)
 
 
@@ -146,7 +148,9 @@ def test_an_index_that_points_outside_is_refused(checkpoint: Path) -> None:
         ({"text_config": None}, "no text_config"),
     ],
 )
-def test_a_config_that_cannot_be_served_says_which_field(checkpoint: Path, change: dict[str, object], message: str) -> None:
+def test_a_config_that_cannot_be_served_says_which_field(
+    checkpoint: Path, change: dict[str, object], message: str
+) -> None:
     edit_config(checkpoint, **change)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(checkpoint)

@@ -20,7 +20,13 @@ VARIANTS = {
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
     "dynamic": {"rope_type": "dynamic", "factor": 2.0},
 }
-VISION = {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14, "hidden_size": 32, "num_attention_heads": 2}
+VISION = {
+    "model_type": "clip_vision_model",
+    "image_size": 56,
+    "patch_size": 14,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
@@ -28,7 +34,11 @@ VISION = {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14,
 def test_frequencies_are_those_of_transformers(variant: str, spelling: str) -> None:
     text = {"hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 4096}
     parameters = {**VARIANTS[variant], "rope_theta": 5000.0}
-    written = {"rope_theta": 5000.0, "rope_scaling": VARIANTS[variant]} if spelling == "rope_scaling" else {spelling: parameters}
+    written = (
+        {"rope_theta": 5000.0, "rope_scaling": VARIANTS[variant]}
+        if spelling == "rope_scaling"
+        else {spelling: parameters}
+    )
     config = LlavaConfig.from_hf(
         {
             "model_type": "llava",

@@ -40,7 +40,13 @@ class Pair:
         self.processor = AutoProcessor.from_pretrained(path)
 
 
-@pytest.fixture(scope="module", params=[(k, v, t) for k in ("llava", "llava_next") for v in ("clip", "siglip") for t in ("llama", "mistral", "qwen2")], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[
+        (k, v, t) for k in ("llava", "llava_next") for v in ("clip", "siglip") for t in ("llama", "mistral", "qwen2")
+    ],
+    ids="-".join,
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     kind, vision, text = request.param
     path = make_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), kind=kind, vision=vision, text=text, seed=3)
@@ -58,11 +64,15 @@ def conversation(images: int) -> list[ChatMessage]:
     return [ChatMessage("user", (*[ImagePart()] * images, TextPart("What is this?")))]
 
 
-def inputs_of(pair: Pair, sizes: list[tuple[int, int]]) -> tuple[torch.Tensor, list[PreparedImage], dict[str, torch.Tensor]]:
+def inputs_of(
+    pair: Pair, sizes: list[tuple[int, int]]
+) -> tuple[torch.Tensor, list[PreparedImage], dict[str, torch.Tensor]]:
     files = [png(*size) for size in sizes]
     images = [pair.ours.preprocessor.prepare(data) for data in files]
     ids = torch.tensor(pair.ours.prompter.build(conversation(len(sizes)), [image.layout for image in images]))
-    asked = [{"role": "user", "content": [*[{"type": "image"}] * len(sizes), {"type": "text", "text": "What is this?"}]}]
+    asked = [
+        {"role": "user", "content": [*[{"type": "image"}] * len(sizes), {"type": "text", "text": "What is this?"}]}
+    ]
     text = pair.processor.apply_chat_template(asked, add_generation_prompt=True)
     pictures = [Image.open(io.BytesIO(data)) for data in files] or None
     return ids, images, dict(pair.processor(text=text, images=pictures, return_tensors="pt"))

@@ -92,7 +92,9 @@ class LengthGroupedSampler(Sampler[list[int]]):
     Every rank draws the same order and takes its own share of each global batch; a short last batch is left out.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, *, seed: int, rank: int, world: int, window: int = 50) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch: int, *, seed: int, rank: int, world: int, window: int = 50
+    ) -> None:
         if batch % world:
             raise ValueError(f"a global batch of {batch} cannot be shared evenly by {world} processes")
         self._lengths, self._batch, self._seed, self._rank, self._world = lengths, batch, seed, rank, world
@@ -106,12 +108,14 @@ class LengthGroupedSampler(Sampler[list[int]]):
         return len(self._lengths) // self._batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        chance = random.Random(f"{self._seed}:{self._epoch}")  # noqa: S311  (an order, not a secret)
+        chance = random.Random(f"{self._seed}:{self._epoch}")
         order = list(range(len(self._lengths)))
         chance.shuffle(order)
         span = self._batch * self._window
         grouped = [
-            index for at in range(0, len(order), span) for index in sorted(order[at : at + span], key=self._lengths.__getitem__)
+            index
+            for at in range(0, len(order), span)
+            for index in sorted(order[at : at + span], key=self._lengths.__getitem__)
         ]
         batches = [grouped[at : at + self._batch] for at in range(0, len(self) * self._batch, self._batch)]
         chance.shuffle(batches)

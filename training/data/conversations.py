@@ -77,7 +77,7 @@ def _conversation(row: Any, where: str, image_folder: Path) -> Conversation:
 
 
 def _message(turn: Any, where: str) -> ChatMessage:
-    role = _ROLES.get(turn.get("from")) if isinstance(turn, dict) else None
+    role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
     value = turn.get("value") if isinstance(turn, dict) else None
     if role is None or not isinstance(value, str):
         raise DataError(f"{where}: a turn needs from (human, gpt, system) and a text value")

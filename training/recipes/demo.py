@@ -1,9 +1,10 @@
 """The demo model's recipes: how its connector and its small deltas were made, from scenes with known answers.
 
 1. `demo-see`: the vision tower (LoRA) learns what each patch of a scene shows (`training.seeing`).
-2. `demo-align`: connector alone, captions, base view: stage 1 of every LLaVA.
-3. `demo-instruct`: connector, language model (LoRA) and vision tower (LoRA) on questions and answers, base view.
-4. `demo-anyres`: the same with AnyRes tiles, shorter: what is served.
+2. `demo-name`: the connector learns the word embedding of what each patch shows.
+3. `demo-align`: connector alone, captions, base view: stage 1 of every LLaVA.
+4. `demo-instruct`: connector, language model (LoRA) and vision tower (LoRA) on questions and answers, base view.
+5. `demo-anyres`: the same with AnyRes tiles, shorter: what is served.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ SEE = SeeingRecipe(
     name="demo-see",
     purpose="the vision tower learns what the patches of scenes show",
     base="demo-base",
-    tower=PartPlan(1e-3, lora_rank=64, lora_alpha=64),
+    parts={"vision_tower": PartPlan(1e-3, lora_rank=64, lora_alpha=64)},
     data=DataPlan("see/train.json", "see"),
-    batch=64,
-    epochs=3,
+    epochs=2,
+)
+
+NAME = replace(
+    SEE,
+    name="demo-name",
+    purpose="the connector learns the word embedding of what each patch shows",
+    init_from="demo-see",
+    parts={"connector": PartPlan(2e-3)},
+    epochs=1,
 )
 
 ALIGN = Recipe(
     name="demo-align",
     purpose="connector alone, captions, base view",
     base="demo-base",
-    init_from="demo-see",
+    init_from="demo-name",
     parts={"connector": PartPlan(1e-3)},
     data=DataPlan("caption/train.json", "caption"),
     view="base",
@@ -58,4 +67,4 @@ ANYRES = replace(
     batch=16,
 )
 
-DEMO_RECIPES: tuple[Recipe | SeeingRecipe, ...] = (SEE, ALIGN, INSTRUCT, ANYRES)
+DEMO_RECIPES: tuple[Recipe | SeeingRecipe, ...] = (SEE, NAME, ALIGN, INSTRUCT, ANYRES)

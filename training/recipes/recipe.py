@@ -1,4 +1,4 @@
-"""What a recipe says. A recipe is a small difference to its parent: `dataclasses.replace` changes one to three fields."""
+"""What a recipe says. One is a small difference to its parent: `dataclasses.replace` changes one to three fields."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ class DataPlan:
 
 @dataclass(frozen=True)
 class SeeingRecipe:
-    """A stage in which the vision tower alone learns scenes, patch by patch (`training.seeing`)."""
+    """A stage in which vision tower or connector alone learns scenes, patch by patch (`training.seeing`)."""
 
     name: str
     purpose: str
     base: str
-    tower: PartPlan
+    parts: Mapping[PartName, PartPlan]  # the vision tower or the connector
     data: DataPlan
+    init_from: str | None = None
     head_rate: float = 1e-3
     batch: int = 64
     epochs: float = 1.0

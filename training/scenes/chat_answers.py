@@ -66,7 +66,13 @@ async def _converse(client: httpx.AsyncClient, prompt: ChatPrompt, model: str, m
     answers: list[str] = []
     for turn in prompt.turns:
         messages.append({"role": "user", "content": turn})
-        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens, "repetition_penalty": 1.1}
+        body = {
+            "model": model,
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": max_tokens,
+            "repetition_penalty": 1.1,
+        }
         try:
             response = await client.post("/chat/completions", json=body)
         except httpx.HTTPError as error:
