@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+data_app = typer.Typer(help="Make training and test data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+eval_app = typer.Typer(help="Measure a model that is being served.", no_args_is_help=True)
+app.add_typer(eval_app, name="eval")
 
 DEMO = "demo"
 
@@ -138,9 +144,32 @@ def chat(
 @app.command(context_settings=_PASSED_ON)
 def train(context: typer.Context) -> None:
     """Run one stage of training; 'tephra train --help' lists the recipes and options."""
+    _needs("accelerate", "peft", extra="train")
     from training.train import command
 
     command(context.args)
+
+
+@data_app.command("demo", context_settings=_PASSED_ON)
+def data_demo(context: typer.Context) -> None:
+    """Compose scenes whose answers are known; 'tephra data demo --help' lists the options."""
+    from training.scenes.__main__ import main as compose
+
+    raise typer.Exit(compose(context.args))
+
+
+@eval_app.command("demo", context_settings=_PASSED_ON)
+def eval_demo(context: typer.Context) -> None:
+    """Ask a running system about held-out scenes and print its scores; 'tephra eval demo --help' lists the options."""
+    from training.evaluation.__main__ import main as evaluate
+
+    raise typer.Exit(evaluate(context.args))
+
+
+def _needs(*packages: str, extra: str) -> None:
+    """Says which extra brings packages that are not installed."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        _fail(f"{' and '.join(missing)} not installed: 'make install EXTRAS={extra}' brings what this command needs.")
 
 
 def _fail(message: str) -> NoReturn:
