@@ -57,6 +57,8 @@ class _Failed(Exception):
 class _ErrorAnswer(msgspec.Struct):
     class Detail(msgspec.Struct):
         message: str
+        type: object = None
+        code: object = None
 
     error: Detail
 
@@ -210,7 +212,7 @@ class Relay:
             raise _Failed("secret_refused", unreachable=True)
         if status == 200 and response.content_type == "application/json":
             return answer
-        if 400 <= status < 600 and _is_error(answer.body):
+        if 400 <= status < 600 and _error_code(answer.body):
             if status in (502, 503, 504):
                 failed = _Failed(f"status_{status}")
                 failed.answer = answer
@@ -225,6 +227,8 @@ class Relay:
         if answer.status == 200:
             record.ended = "complete"
             self._account(record, _usage(answer.body))
+        else:
+            record.error = _error_code(answer.body)
         await reply.json(answer.status, answer.body, answer.headers)
 
     async def _pass_on(
@@ -277,12 +281,13 @@ def _passed_headers(response: aiohttp.ClientResponse) -> Headers:
     return [(b"retry-after", after.encode())] if after.isdigit() else []
 
 
-def _is_error(body: bytes) -> bool:
+def _error_code(body: bytes) -> str:
+    """The code of an error in OpenAI's shape, or its type; empty where the body has another shape."""
     try:
-        msgspec.json.decode(body, type=_ErrorAnswer)
+        detail = msgspec.json.decode(body, type=_ErrorAnswer).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
-    return True
+        return ""
+    return str(detail.code or detail.type or "error")[:64]
 
 
 def _usage(body: bytes) -> Usage | None:

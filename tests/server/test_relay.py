@@ -227,6 +227,7 @@ async def test_a_workers_error_in_the_known_shape_passes_through(client, start_w
     assert (answered, body) == (status, error)
     assert headers["Retry-After"] == "7"
     assert "X-Secret" not in headers
+    assert client.controller.stats.recent[-1].error == "c"
     assert len(worker.bodies) == 1
 
 
