@@ -69,6 +69,17 @@ class PatchNamer(nn.Module):
         self.register_buffer("words", means, persistent=False)  # [classes, D]
         self.words: torch.Tensor
 
+    @torch.no_grad()
+    def start(self, pixels: torch.Tensor) -> None:
+        """Draws the connector anew, so that its hidden units see standardised features and it speaks at words' size."""
+        features = self.tower(pixels).float().flatten(0, 1)
+        spread, centre = features.std(0), features.mean(0)
+        first, second = self.connector.linear_1, self.connector.linear_2
+        first.weight.normal_(std=features.shape[1] ** -0.5).div_(spread)
+        first.bias.copy_(-first.weight @ centre)
+        second.weight.normal_(std=second.in_features**-0.5 * float(self.words.std()))
+        second.bias.copy_(self.words.mean(0))
+
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As PatchReader; the loss is the squared distance relative to the spread of the words."""
         with torch.no_grad():
@@ -167,7 +178,9 @@ class SeeingTrainer:
     def _make_objective(self, prompter: Prompter) -> nn.Module:
         if "vision_tower" in self._recipe.parts:
             return PatchReader(self._model, len(self._views.classes))
-        return PatchNamer(self._model, self._views.classes.names, prompter)
+        namer = PatchNamer(self._model, self._views.classes.names, prompter)
+        namer.start(torch.stack([self._views[index][0] for index in range(min(len(self._views), self._recipe.batch))]))
+        return namer
 
     def _groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [_group(part) for part in self._parts]

@@ -6,15 +6,17 @@ a run that was cut off goes on where it stopped.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import re
+import sys
 from pathlib import Path
 
 import httpx
 from rich.progress import Progress
 
-from training.scenes.chat import ChatPrompt, chat_prompts
+from training.scenes.chat import ChatFileError, ChatPrompt, chat_prompts, merge_chat
 
 _CONCURRENT = 8
 _SECONDS = 300.0  # for one answer
@@ -94,3 +96,27 @@ def _whole(text: str, *, cut: bool) -> str:
         return text.strip()
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     return text[: ends[-1]].strip() if ends else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.scenes.chat_answers", description=__doc__)
+    parser.add_argument("--base-url", required=True, help="of the server that serves the base model, ending in /v1")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines file; one that exists is continued")
+    parser.add_argument("--merge-into", type=Path, help="a data set's JSON file that takes the conversations in")
+    parser.add_argument("--copies", type=int, default=1, help="how often each conversation is merged")
+    given = parser.parse_args()
+    try:
+        written = answer_chat_prompts(given.base_url, given.model, given.out)
+        print(f"{written} conversations answered -> {given.out}")
+        if given.merge_into is not None:
+            added = merge_chat(given.merge_into, given.out, copies=given.copies)
+            print(f"{added} rows merged into {given.merge_into}")
+    except (ChatAnswerError, ChatFileError, OSError) as error:
+        print(f"tephra: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
