@@ -42,7 +42,7 @@ STEP_FAILED = "the engine failed while it computed this answer; the request can 
 ENGINE_DIED = "the engine has stopped after a failure; this worker serves no more requests"
 NOT_RUNNING = "the engine is not running"
 OUT_OF_MEMORY = "the worker ran out of memory while it computed this answer; the request can be sent again"
-STOP_SECONDS = 60.0  # the longest that `stop` waits for the step in hand
+STOP_SECONDS = 3.0  # the longest that `stop` waits for the step in hand
 
 _Delivery = tuple[int, EngineOutput | EngineError]  # sequence number, what its reader gets next
 
@@ -114,10 +114,11 @@ class NativeEngine:
         if thread is None:
             return
         await asyncio.to_thread(thread.join, STOP_SECONDS)
-        if thread.is_alive():
-            logger.error("the engine did not finish its step within %.0f s", STOP_SECONDS)
-        else:
+        if not thread.is_alive():
             self._runner = None  # and with it the KV pools
+            return
+        logger.warning("the engine's step takes longer than %g s; its answers end without it", STOP_SECONDS)
+        self._hand_out([(number, EngineOutput(None, finish_reason="abort")) for number in self._readers])
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         check_request(request, self._model.config, self._context_length, self._allocator.tokens)

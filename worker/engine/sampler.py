@@ -20,7 +20,7 @@ import torch
 from worker.engine.noise import uniform
 from worker.engine.protocol import SamplingParams, TokenLogprobs
 
-_LEADING = 256  # tokens ranked at first; the few rows whose top_p reaches beyond are ranked whole
+_LEADING = 256  # tokens ranked at first; the few rows that keep more are ranked whole
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,10 @@ def _truncate(scaled: torch.Tensor, rows: Sequence[SampleRow]) -> tuple[torch.Te
     """top_k, then top_p of what is left: token ids [M, W] in rising order and their weights, 0 where cut off."""
     vocabulary = scaled.shape[1]
     total = torch.log_softmax(scaled, dim=-1).amax(dim=-1).double().neg().exp()  # of all weights: the largest is 1
-    asked = max(row.params.top_k for row in rows)
-    ids, weights, settled = _truncate_leading(scaled, total, rows, max(asked, _LEADING))
+    ids, weights, settled = _truncate_leading(scaled, total, rows, _LEADING)
     if settled.all():
         return ids, weights
-    # A flat distribution: its top_p reaches beyond the leading tokens.
+    # A large top_k, or a flat distribution: what is kept reaches beyond the leading tokens.
     open_rows = (~settled).nonzero().squeeze(1)
     some = [rows[i] for i in open_rows.tolist()]
     all_ids = torch.arange(vocabulary, device=scaled.device).expand(len(rows), -1)
@@ -185,7 +184,7 @@ def _truncate_leading(
     sums = weights.cumsum(dim=-1)
     cut = top_k.squeeze(1) < vocabulary
     mass = torch.where(top_p < 1.0, top_p * torch.where(cut, sums[:, -1], total), torch.inf)
-    settled = cut | (sums[:, -1] >= mass) if count < vocabulary else torch.ones_like(cut)
+    settled = torch.where(cut, top_k.squeeze(1) <= count, sums[:, -1] >= mass) | (count >= vocabulary)
     behind = (sums - weights) >= mass[:, None]  # the tokens before it have the mass already
     behind[:, 0] = False
     weights.masked_fill_(behind, 0.0)

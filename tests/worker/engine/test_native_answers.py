@@ -28,7 +28,7 @@ async def test_greedy_tokens_are_those_of_full_recomputation(tiny: Tiny, sizes: 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_with_window"])
 async def test_every_size_of_prefill_chunk_gives_the_same_answer(kind: str, request: pytest.FixtureRequest) -> None:
     tiny: Tiny = request.getfixturevalue(kind)
-    asked = tiny.request(TEXT[:2], [tiny.picture(30, 30), tiny.picture(20, 20, seed=1)], max_tokens=3)
+    asked = tiny.request(TEXT[:2], [tiny.picture(30, 30), tiny.picture(20, 20, seed=1)], max_tokens=2)
     expected = tiny.plain_answer(asked)
     for size in range(1, len(asked.token_ids) + 2):
         async with tiny.engine(max_running=1, max_step_tokens=size, block_size=size % 7 + 1) as engine:

@@ -37,19 +37,30 @@ def free(engine: NativeEngine) -> bool:
 
 
 class Gate:
-    """An observer that holds the engine after each step until it is opened."""
+    """An observer that holds the engine after each step until it is let through."""
 
     def __init__(self) -> None:
-        self.steps = threading.Semaphore(0)
+        self._steps = threading.Semaphore(0)
+        self.forgotten = False  # the test never let it through
 
     def step_finished(self, report: StepReport) -> None:
-        assert self.steps.acquire(timeout=20)
+        self.forgotten |= not self._steps.acquire(timeout=20)
 
     def request_finished(self, report: RequestReport) -> None:
         pass
 
+    def let_through(self, steps: int = 1) -> None:
+        self._steps.release(steps)
+
     def open(self) -> None:
-        self.steps.release(1_000_000)
+        self._steps.release(1_000_000)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    assert not gate.forgotten
 
 
 async def start(engine: NativeEngine, request: EngineRequest) -> asyncio.Task[list[int | None]]:
@@ -80,8 +91,7 @@ async def test_a_cancelled_reader_frees_the_blocks_while_prefilling(tiny: Tiny, 
     assert [(report.outcome, report.answer_tokens) for report in recorder.requests] == [("abort", 0)]
 
 
-async def test_a_request_that_leaves_the_queue_never_runs(tiny: Tiny) -> None:
-    gate = Gate()
+async def test_a_request_that_leaves_the_queue_never_runs(tiny: Tiny, gate: Gate) -> None:
     async with tiny.engine(gate, max_running=1) as engine:
         first = await start(engine, tiny.request(TEXT, max_tokens=5))
         await until(lambda: engine.load().running == 1)
@@ -94,23 +104,25 @@ async def test_a_request_that_leaves_the_queue_never_runs(tiny: Tiny) -> None:
         await until(lambda: free(engine))
 
 
-async def test_blocks_are_free_within_one_step_of_the_end_of_the_reader(tiny: Tiny) -> None:
-    gate = Gate()
+async def test_blocks_are_free_within_one_step_of_the_end_of_the_reader(tiny: Tiny, gate: Gate) -> None:
     async with tiny.engine(gate) as engine:
         task = await start(engine, tiny.request(TEXT, max_tokens=1500))
-        other = await start(engine, tiny.request(TEXT, max_tokens=1500))
-        await until(lambda: engine.load().running == 2)
-        task.cancel()
-        await asyncio.sleep(0.01)
-        gate.steps.release()
         await until(lambda: engine.load().running == 1)
+        other = await start(engine, tiny.request(TEXT, max_tokens=1500))
+        gate.let_through()
+        await until(lambda: engine.load().running == 2)
+        held = engine.load().kv_usage
+        task.cancel()
+        await asyncio.wait([task])
+        gate.let_through()
+        await until(lambda: engine.load().running == 1)
+        assert engine.load().kv_usage == held / 2
         other.cancel()
         gate.open()
         await until(lambda: free(engine))
 
 
-async def test_the_full_queue_turns_requests_away_with_a_time_to_come_back(tiny: Tiny) -> None:
-    gate = Gate()
+async def test_the_full_queue_turns_requests_away_with_a_time_to_come_back(tiny: Tiny, gate: Gate) -> None:
     async with tiny.engine(gate, max_running=1, max_waiting=2) as engine:
         tasks = [await start(engine, tiny.request(TEXT, max_tokens=4))]
         await until(lambda: engine.load().running == 1)
@@ -123,8 +135,7 @@ async def test_the_full_queue_turns_requests_away_with_a_time_to_come_back(tiny:
         assert len(await tiny.answer(engine, tiny.request(TEXT, max_tokens=4))) == 4
 
 
-async def test_load_counts_what_waits_and_what_runs(tiny: Tiny) -> None:
-    gate = Gate()
+async def test_load_counts_what_waits_and_what_runs(tiny: Tiny, gate: Gate) -> None:
     async with tiny.engine(gate, max_running=1) as engine:
         assert engine.load().kv_tokens == tiny.model.config.text.context_length, "one at a time can use no more"
         first = await start(engine, tiny.request(TEXT, max_tokens=10))
@@ -298,6 +309,19 @@ async def test_stopping_ends_what_runs_and_what_waits_with_abort(tiny: Tiny) -> 
     assert free(engine) and not engine.healthy
     with pytest.raises(EngineFailure, match="not running"):
         await anext(engine.generate(tiny.request(TEXT)))
+
+
+async def test_stopping_does_not_wait_for_a_step_that_takes_long(
+    tiny: Tiny, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.engine.native.STOP_SECONDS", 0.05)
+    async with tiny.engine(gate, max_running=1) as engine:
+        readers = [await start(engine, tiny.request(TEXT, max_tokens=1900)) for _ in range(2)]
+        await until(lambda: engine.load().running == 1)
+        await engine.stop()
+        assert [answer[-1] for answer in await asyncio.gather(*readers)] == [None, None]
+        gate.open()
+        await until(lambda: not engine.healthy)
 
 
 async def test_before_its_start_the_engine_takes_nothing(tiny: Tiny) -> None:

@@ -128,6 +128,15 @@ def test_tokens_come_as_often_as_their_probabilities_say() -> None:
         assert np.abs(drawn - plain_distribution(logits[0].numpy(), rows[0])).max() < 0.03
 
 
+@pytest.mark.parametrize("settings", [params(top_p=0.9), params(top_k=540), params(top_k=600, top_p=0.9)])
+def test_a_flat_distribution_is_cut_where_it_should_be_however_far_that_reaches(settings: SamplingParams) -> None:
+    logits = torch.linspace(0.01, 0.0, VOCABULARY)
+    rows = [row(dataclasses.replace(settings, seed=seed)) for seed in range(300)]
+    drawn = tokens(Sampler().sample(logits.expand(len(rows), -1), rows))
+    assert drawn == [plain_draw(logits.numpy(), one) for one in rows]
+    assert 500 < max(drawn) < 545
+
+
 def test_seed_and_position_decide_the_draw() -> None:
     logits = torch.zeros(1, VOCABULARY)
     first = tokens(Sampler().sample(logits, [row(params(seed=5), answer=(1, 2))]))
