@@ -20,7 +20,7 @@ from training.evaluation import EvaluationError, evaluate_demo
 from training.evaluation.tasks import demo_tasks, items
 from training.scenes import MIXES, Composer, drawn_catalogue
 
-SAMPLES = 16
+SAMPLES = 8
 FAMILIES = {task.name for task in demo_tasks(112)}
 
 Answer = Callable[[str, Image.Image | None], str | None]

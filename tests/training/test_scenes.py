@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.scenes import MIXES, Composer, Family, Layout, Scene, drawn_catalogue, full_catalogue
+from training.scenes import Composer, Family, Layout, Mix, Scene, drawn_catalogue, full_catalogue
 from training.scenes.assets import PHOTO_LIST, MissingAssetError, require
 from training.scenes.backgrounds import RGB, photos, split_of_colour
 from training.scenes.phrases import NUMBERS
@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def composer(cache: Path, split: str = "train", seed: int = 3) -> Composer:
-    return Composer(drawn_catalogue(), split, seed, MIXES["instruct"], cache_dir=cache)
+    return Composer(drawn_catalogue(), split, seed, Mix("instruct"), cache_dir=cache)
 
 
 def scenes(cache: Path, layout: Layout, count: int, split: str = "train") -> list[Scene]:

@@ -46,22 +46,22 @@ def test_a_caption_mix_has_one_caption_turn(tmp_path: Path) -> None:
 
 
 def test_writing_again_finds_the_work_done_and_an_interrupted_run_continues(tmp_path: Path) -> None:
-    whole = write(tmp_path / "whole", count=230)
+    whole = write(tmp_path / "whole", count=130)
     broken = tmp_path / "broken"
-    write(broken, count=230)
+    write(broken, count=130)
     (broken / "train.json").unlink()  # as if it had stopped before the end: rows of one chunk remain
     kept = [json.dumps(row) for row in whole[:100]]
     (broken / "rows" / "00000.jsonl").write_text("\n".join(kept) + "\n")
     first_image = broken / whole[0]["image"]
     first_image.write_bytes(b"untouched")
-    assert write(broken, count=230) == whole
+    assert write(broken, count=130) == whole
     assert first_image.read_bytes() == b"untouched"  # the chunk on disk was not composed again
-    assert write(tmp_path / "whole", count=230) == whole
+    assert write(tmp_path / "whole", count=130) == whole
 
 
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
-    one = write(tmp_path / "one", count=150)
-    two = write(tmp_path / "two", count=150, processes=2)
+    one = write(tmp_path / "one", count=110)
+    two = write(tmp_path / "two", count=110, processes=2)
     assert one == two
     for row in one[::20]:
         assert (tmp_path / "one" / row["image"]).read_bytes() == (tmp_path / "two" / row["image"]).read_bytes()

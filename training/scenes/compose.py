@@ -5,6 +5,7 @@ Scene i of a split is a function of (seed, split, i) and the mix alone; so is a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -95,8 +96,8 @@ class Composer:
         first_is_left, asked_left, present = ordinal % 2 == 0, ordinal // 2 % 2 == 0, ordinal // 4 % 2 == 0
         kinds = self.catalogue.countable if layout is Layout.LEFT_RIGHT else self.catalogue.kinds
         asked = rng.choice(kinds)
-        first = asked if present else rng.choice([kind for kind in self._unlike(asked) if kind in kinds])
-        second = rng.choice([kind for kind in self._unlike(first, asked) if kind in kinds])
+        first = asked if present else rng.choice(self._unlike(asked, among=kinds))
+        second = rng.choice(self._unlike(first, asked, among=kinds))
         if rng.random() < 0.5:  # so that the kind asked about is as often mentioned first as second
             first, second = second, first
         left, right = (first, second) if first_is_left else (second, first)
@@ -140,7 +141,7 @@ class Composer:
     def _counting(self, rng: Random, ordinal: int) -> Scene:
         count, present = ordinal % 4 + 1, ordinal // 4 % 2 == 0
         asked = rng.choice(self.catalogue.countable)
-        kind = asked if present else rng.choice([k for k in self._unlike(asked) if k.countable])
+        kind = asked if present else rng.choice(self._unlike(asked, among=self.catalogue.countable))
         size = rng.choice(PICTURE_SIZES)
         variant, share = rng.randrange(kind.variants), rng.uniform(0.34, 0.46)
         boxes = _cells(rng, size, count)
@@ -238,10 +239,10 @@ class Composer:
     def _cut_out(self, rng: Random, kind: Kind, box: Size, *, tilt: float) -> Image.Image:
         return self._sprites.cut_out(kind, rng.randrange(kind.variants), box, rng, tilt=tilt)
 
-    def _unlike(self, *kinds: Kind) -> list[Kind]:
-        """Kinds that are none of `kinds` and that nobody would take for one of them."""
+    def _unlike(self, *kinds: Kind, among: Sequence[Kind] | None = None) -> list[Kind]:
+        """Kinds (of `among`, or of all) that are none of `kinds` and that nobody would take for one of them."""
         taken = {kind.name for kind in kinds} | {name for kind in kinds for name in kind.similar}
-        return [kind for kind in self.catalogue.kinds if kind.name not in taken]
+        return [kind for kind in among or self.catalogue.kinds if kind.name not in taken]
 
     def _background(
         self, rng: Random, size: Size, colours: list[tuple[float, ...]], *, shapes: bool = False

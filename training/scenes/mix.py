@@ -51,7 +51,9 @@ MIXES: dict[str, Mix] = {
     # For the base view with AnyRes tiles.
     "anyres": Mix("instruct", Proportions(reading=30, small_print=50)),
     # For the vision tower, which has letters to learn besides things.
-    "see": Mix("instruct", Proportions(single=50, pair=20, left_right=10, counting=20, shapes=10, reading=60, small_print=30)),
+    "see": Mix(
+        "instruct", Proportions(single=50, pair=20, left_right=10, counting=20, shapes=10, reading=60, small_print=30)
+    ),
 }
 
 
