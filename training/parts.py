@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,9 @@ def _inject_lora(model: LlavaModel, name: PartName, plan: PartPlan) -> None:
     if name not in _LORA_TARGETS:
         raise PartsError(f"{name} is trained whole; LoRA is for {' and '.join(_LORA_TARGETS)}")
     config = LoraConfig(r=plan.lora_rank, lora_alpha=plan.lora_alpha, target_modules=_LORA_TARGETS[name])  # type: ignore[arg-type]
-    inject_adapter_in_model(config, model, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # one adapter a part is meant
+        inject_adapter_in_model(config, model, adapter_name=name)
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.set_adapter(list(module.lora_A.keys()))
