@@ -6,10 +6,11 @@ finds what the first has made.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,3 +85,8 @@ def remove_old(cache: Path, pattern: str) -> None:
     finished = sorted(cache.glob(pattern), key=lambda folder: folder.stat().st_mtime, reverse=True)
     for old in finished[KEPT:]:
         shutil.rmtree(old)
+
+
+def roll_up(digests: Mapping[str, str]) -> str:
+    """One digest for many named ones."""
+    return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()

@@ -57,7 +57,8 @@ def measure(
 ) -> ClsAttention:
     """Runs the encoder with its CLS token over `pixels` [N, 3, S, S].
 
-    `tower` holds the tensors of SigLIP's vision_model with nothing of CLS folded in; `cls_token` [D] includes its position.
+    `tower` holds the tensors of SigLIP's vision_model with nothing of CLS folded in; `cls_token` [D] has its position
+    added.
     """
     heads, eps = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
     layers, width = int(config["num_hidden_layers"]), int(config["hidden_size"])

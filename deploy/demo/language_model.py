@@ -129,8 +129,8 @@ def _padded(size: int) -> int:
 def _extended(embedding: torch.Tensor, vocabulary: int, never_written: int) -> torch.Tensor:
     """Rows for `<image>` and the padding.
 
-    The embedding is also the output matrix. Rows of zeros would give these tokens a logit of 0, which a sampler draws now
-    and then (0.3 % of the mass on average, half of it at worst); as copies of a token that no text has, they get 1e-8.
+    The embedding is also the output matrix. Rows of zeros would give these tokens a logit of 0, which a sampler draws
+    now and then (0.3 % of the mass on average, half of it at worst); copies of a token that no text has get 1e-8.
     """
     return torch.cat([embedding, embedding[never_written].expand(vocabulary - len(embedding), -1)])
 

