@@ -190,7 +190,7 @@ def test_a_lora_merged_into_the_weights_answers_as_it_does_apart(base: Path, dat
     assert used == ["connector.safetensors", "language_lora.safetensors", "vision_lora.safetensors"]
     with torch.inference_mode():
         plain = Objective(load_model(base, config, "cpu", torch.float32))(batch).item()
-        assert Objective(merged)(batch).item() == pytest.approx(Objective(apart)(batch).item(), rel=1e-2)
+        assert Objective(merged)(batch).item() == pytest.approx(Objective(apart)(batch).item(), rel=2e-3)
         assert Objective(merged)(batch).item() != pytest.approx(plain, rel=1e-2)
 
 
