@@ -14,7 +14,14 @@ from typing import cast
 
 from server.protocol.errors import ApiError, bad_request, overloaded, unavailable
 from worker.answers.answer import Answer, AnswerPiece
-from worker.engine.protocol import Engine, EngineError, EngineOutput, EngineOverloaded, EngineRequest
+from worker.engine.protocol import (
+    Engine,
+    EngineError,
+    EngineFailure,
+    EngineOutput,
+    EngineOverloaded,
+    EngineRequest,
+)
 
 _AHEAD = 32  # pieces that may wait for a slow client before the engine's own queue takes over
 
@@ -117,6 +124,8 @@ class Generation:
     def _told(self, error: EngineError, answer: Answer) -> ApiError:
         if isinstance(error, EngineOverloaded):
             return overloaded(str(error), error.retry_after)
+        if isinstance(error, EngineFailure):  # 503, so that whoever stands in front asks another worker
+            return ApiError(503, str(error), type="server_error", code="engine_error", headers={"Retry-After": "1"})
         if answer.completion_tokens or not self._engine.healthy:
             return ApiError(500, str(error), type="server_error", code="engine_error")
         return bad_request(str(error), code="engine_refused")

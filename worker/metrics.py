@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector
 
 from worker.engine.observer import RequestReport, StepReport
+from worker.engine.protocol import EngineLoad
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
@@ -28,9 +29,6 @@ class WorkerMetrics:
     def __init__(self, model: str, version: str) -> None:
         self._model = model
         self._registry = CollectorRegistry()
-        self._running = self._gauge("num_requests_running", "Requests that the engine works on.")
-        self._waiting = self._gauge("num_requests_waiting", "Requests that wait for their first step.")
-        self._kv_usage = self._gauge("kv_cache_usage_perc", "Share of the KV cache's blocks in use, 0 to 1.")
         self._preemptions = self._counter("num_preemptions", "Requests set back for want of KV blocks.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._generation_tokens = self._counter("generation_tokens", "Answer tokens drawn.")
@@ -63,6 +61,15 @@ class WorkerMetrics:
         info.labels(model, version).set(1)
         self._show(info, _OURS)
 
+    def follow_load(self, load: Callable[[], EngineLoad]) -> None:
+        """Shows what the engine has in hand when Prometheus asks, so that it holds after the last request too."""
+        for name, documentation, read in (
+            ("num_requests_running", "Requests that the engine works on.", lambda: load().running),
+            ("num_requests_waiting", "Requests that wait for their first step.", lambda: load().waiting),
+            ("kv_cache_usage_perc", "Share of the KV cache's blocks in use, 0 to 1.", lambda: load().kv_usage),
+        ):
+            self._gauge(name, documentation).set_function(read)
+
     def follow(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Shows a number of ours that is read when Prometheus asks."""
         self._gauge(name, documentation, _OURS).set_function(read)
@@ -71,9 +78,6 @@ class WorkerMetrics:
         return generate_latest(self._registry)
 
     def step_finished(self, report: StepReport) -> None:
-        self._running.set(report.running)
-        self._waiting.set(report.waiting)
-        self._kv_usage.set(report.kv_usage)
         self._preemptions.inc(report.preemptions)
         self._prompt_tokens.inc(report.prefill_tokens)
         self._generation_tokens.inc(report.drawn_tokens)

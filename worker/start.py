@@ -86,6 +86,7 @@ def assemble(
         threads=settings.image_threads,
     )
     gate = Gate(settings.max_requests, settings.max_images_held)
+    metrics.follow_load(engine.load)
     metrics.follow("requests_in_hand", "Requests that the API has let in.", lambda: gate.requests)
     metrics.follow("images_in_hand", "Images that those requests hold.", lambda: gate.images)
     keys = {*settings.api_keys, *([settings.worker_secret] if settings.worker_secret else [])}

@@ -10,7 +10,7 @@ import pytest
 
 from server.protocol.errors import bad_request
 from server.protocol.openai import ErrorResponse
-from worker.engine.protocol import EngineError, EngineOutput, EngineOverloaded
+from worker.engine.protocol import EngineError, EngineFailure, EngineOutput, EngineOverloaded
 
 CHAT = "/v1/chat/completions"
 
@@ -205,6 +205,21 @@ async def test_what_the_engine_refuses_is_400_and_what_fails_under_way_is_500(st
     assert "64 tokens" in error_of(await refusing.chat(), 400).message
     failing = await stage(lambda request: [EngineOutput(70), EngineError("the engine failed in a step")])
     assert error_of(await failing.chat(), 500).code == "engine_error"
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+async def test_a_failure_by_no_fault_of_the_request_is_503_so_that_another_worker_is_asked(
+    stage: Any, drawn: int
+) -> None:
+    failure = EngineFailure("the engine failed; send it again")
+    worker = await stage(lambda request: [EngineOutput(70)] * drawn + [failure])
+    response = await worker.chat()
+    error = error_of(response, 503)
+    assert (error.type, error.code) == ("server_error", "engine_error")
+    assert "send it again" in error.message
+    assert response.headers["retry-after"]
+    if not drawn:
+        error_of(await worker.chat(stream=True), 503)
 
 
 async def test_an_unforeseen_failure_tells_the_request_id_and_nothing_else(stage: Any) -> None:

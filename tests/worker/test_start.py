@@ -20,6 +20,7 @@ import pytest
 from model.errors import CheckpointError
 from model.tiny import make_tiny_checkpoint
 from worker.engine.observer import RequestReport, StepReport
+from worker.engine.protocol import EngineLoad
 from worker.metrics import WorkerMetrics
 from worker.settings import SettingsError, WorkerSettings, read_settings
 from worker.version import checkpoint_version
@@ -84,6 +85,7 @@ def test_without_a_manifest_the_version_changes_with_weights_and_template(tmp_pa
 
 def test_what_the_engine_reports_shows_under_vllms_names_and_ours() -> None:
     metrics = WorkerMetrics("tiny", "v1")
+    metrics.follow_load(lambda: EngineLoad(4, 7, 300, 0.5, 1000))
     metrics.step_finished(StepReport(40, 2, 3, 1, 5, 1, 0, 4, 7, 0.5, 0.02, (0.01, 0.02)))
     metrics.request_finished(RequestReport("stop", 40, 12, 0, 0.1, 0.2, 1.1, 1.3, 0.3, 1.4))
     metrics.request_finished(RequestReport("error", 40, 0, 0, None, None, None, None, None, 0.2))
@@ -106,6 +108,18 @@ def test_what_the_engine_reports_shows_under_vllms_names_and_ours() -> None:
         ):
             assert f"\n{prefix}{line}" in text, prefix + line
     assert 'tephra:version_info{model_name="tiny",version="v1"} 1.0' in text
+
+
+def test_what_the_engine_has_in_hand_is_read_when_it_is_asked_for() -> None:
+    loads = [EngineLoad(4, 7, 300, 0.5, 1000)]
+    metrics = WorkerMetrics("tiny", "v1")
+    metrics.follow_load(lambda: loads[-1])
+    metrics.step_finished(StepReport(40, 2, 3, 1, 5, 1, 0, 4, 7, 0.5, 0.02, (0.01, 0.02)))
+    loads.append(EngineLoad(0, 0, 0, 0.0, 1000))  # the last requests were cancelled: no step follows that tells so
+    text = metrics.render().decode()
+    for prefix in ("vllm:", "tephra:"):
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+            assert f'\n{prefix}{name}{{model_name="tiny"}} 0.0' in text
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
