@@ -40,9 +40,7 @@ class Settings:
     admin_key: str | None = _setting(
         None, "key of /admin/*; without it only callers on this machine may read there", secret=True
     )
-    routing: str = _setting(
-        "least-outstanding", "how a worker is chosen", choices=("least-outstanding", "round-robin")
-    )
+    routing: str = _setting("least-outstanding", "how a worker is chosen", choices=("least-outstanding", "round-robin"))
     log_level: str = _setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
 
     heartbeat_seconds: float = _setting(2.0, "how often workers report")

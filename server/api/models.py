@@ -68,8 +68,6 @@ def _merged(name: str, workers: list[Worker]) -> Model:
         versions=list(dict.fromkeys(card.version for card in cards)),
         context_length=context_length,
         max_model_len=context_length,
-        capabilities=Capabilities(
-            vision=vision, max_images=min(card.max_images for card in cards) if vision else 0
-        ),
+        capabilities=Capabilities(vision=vision, max_images=min(card.max_images for card in cards) if vision else 0),
         workers=len(workers),
     )

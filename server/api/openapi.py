@@ -46,7 +46,12 @@ def document(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document with the generation routes added."""
     schema = FastAPI.openapi(app)
     models: tuple[type[BaseModel], ...] = (
-        ChatCompletionRequest, ChatCompletion, ChatCompletionChunk, CompletionRequest, Completion, ErrorResponse,
+        ChatCompletionRequest,
+        ChatCompletion,
+        ChatCompletionChunk,
+        CompletionRequest,
+        Completion,
+        ErrorResponse,
     )
     names, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
@@ -60,13 +65,21 @@ def document(app: FastAPI) -> dict[str, Any]:
 
     schema["paths"]["/v1/chat/completions"] = {
         "post": _operation(
-            "Answer a conversation, with pictures", of(ChatCompletionRequest), of(ChatCompletion),
-            of(ChatCompletionChunk), of(ErrorResponse), _EXAMPLE,
+            "Answer a conversation, with pictures",
+            of(ChatCompletionRequest),
+            of(ChatCompletion),
+            of(ChatCompletionChunk),
+            of(ErrorResponse),
+            _EXAMPLE,
         )
     }
     schema["paths"]["/v1/completions"] = {
         "post": _operation(
-            "Continue a text", of(CompletionRequest), of(Completion), of(Completion), of(ErrorResponse),
+            "Continue a text",
+            of(CompletionRequest),
+            of(Completion),
+            of(Completion),
+            of(ErrorResponse),
             {"model": "demo", "prompt": "Once upon a time", "max_tokens": 32},
         )
     }

@@ -37,7 +37,9 @@ def unauthorized() -> ApiError:
 
 
 def model_not_found(name: str) -> ApiError:
-    return ApiError(404, f"The model {name!r} does not exist here; GET /v1/models lists what does.", code="model_not_found")
+    return ApiError(
+        404, f"The model {name!r} does not exist here; GET /v1/models lists what does.", code="model_not_found"
+    )
 
 
 def too_large(message: str) -> ApiError:
@@ -55,5 +57,8 @@ def unavailable(message: str) -> ApiError:
 
 def internal_error(request_id: str) -> ApiError:
     return ApiError(
-        500, f"Internal error; the log has it under request id {request_id}.", type="server_error", code="internal_error"
+        500,
+        f"Internal error; the log has it under request id {request_id}.",
+        type="server_error",
+        code="internal_error",
     )

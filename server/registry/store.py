@@ -1,8 +1,8 @@
 """The table of workers in Redis: one key a worker, living as long as its lease, and a channel that tells of changes.
 
-    tephra:worker:{id}   WorkerRecord as JSON, expires with the lease
-    tephra:workers       set of ids, cleaned of those whose key is gone
-    tephra:members       channel: "+id" joined or changed, "-id" left
+tephra:worker:{id}   WorkerRecord as JSON, expires with the lease
+tephra:workers       set of ids, cleaned of those whose key is gone
+tephra:members       channel: "+id" joined or changed, "-id" left
 """
 
 from __future__ import annotations

@@ -81,8 +81,12 @@ def test_settings_come_from_flags_then_environment_then_defaults():
     assert settings.host == "127.0.0.1"
     assert not read_settings(["--no-media-allow-private"], environment).media_allow_private
     for bad in (
-        ["--port", "70000"], ["--port", "-1"], ["--routing", "random"], ["--lease-seconds", "1"],
-        ["--heartbeat-seconds", "nan"], ["--poll-seconds", "0"],
+        ["--port", "70000"],
+        ["--port", "-1"],
+        ["--routing", "random"],
+        ["--lease-seconds", "1"],
+        ["--heartbeat-seconds", "nan"],
+        ["--poll-seconds", "0"],
     ):
         with pytest.raises(SettingsError, match=bad[0]):
             read_settings(bad, {})
