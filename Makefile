@@ -10,12 +10,17 @@ EXTRAS ?=
 ARGS ?=
 # Passed on to pytest: `make test PYTEST="-k rope -x"`.
 PYTEST ?=
+comma := ,
+DEV_EXTRAS := dev$(if $(EXTRAS),$(comma)$(EXTRAS))
+# One stamp for each set of extras: what was not installed before is installed, what was is left alone.
+APP_STAMP := $(VENV)/.installed-app$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+DEV_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(DEV_EXTRAS))
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
 help: ## This list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-install: $(VENV)/.installed-app ## Make .venv and install Tephra into it (once; again when its dependencies change)
+install: $(APP_STAMP) ## Make .venv and install Tephra into it (once; again when its dependencies change)
 
 up: install ## Start everything on this machine: controller, worker, embedded Valkey, demo model
 	@$(BIN)/tephra up $(ARGS)
@@ -39,7 +44,7 @@ clean: ## Remove .venv, caches and build output
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-install-dev: $(VENV)/.installed-dev
+install-dev: $(DEV_STAMP)
 
 # The first python3 that is new enough and can make virtual environments.
 $(BIN)/python:
@@ -50,13 +55,12 @@ $(BIN)/python:
 	echo "Making $(VENV) with $$($$found --version)"; \
 	$$found -m venv $(VENV)
 
-$(VENV)/.installed-app: extras = $(EXTRAS)
-$(VENV)/.installed-dev: extras = dev$(if $(EXTRAS),$(comma)$(EXTRAS))
-comma := ,
+$(APP_STAMP): extras = $(EXTRAS)
+$(DEV_STAMP): extras = $(DEV_EXTRAS)
 
 # pip alone decides where packages come from, so its own configuration (mirrors, find-links) holds. A machine without an
 # NVIDIA GPU takes the torch that constraints.txt names, from PyTorch's CPU index where that can be reached.
-$(VENV)/.installed-app $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(APP_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@set -e; \
 	index=""; \
 	if command -v nvidia-smi >/dev/null; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
