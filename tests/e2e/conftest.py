@@ -1,0 +1,56 @@
+"""One running system that all tests here share, and OpenAI's own client in front of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+MAX_BODY = 2_000_000
+CLIENT = {"max_retries": 0, "timeout": 120.0}
+
+
+@pytest.fixture(scope="session")
+def running(start_system: Any) -> Any:
+    """A controller with two workers; pictures may be fetched from this machine, where the tests have theirs."""
+    return start_system({"media_allow_private": True, "max_body_bytes": MAX_BODY}, {})
+
+
+@pytest.fixture(scope="session")
+def client(running: Any) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{running.url}/v1", api_key=running.key, **CLIENT) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(running: Any) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{running.url}/v1", api_key=running.key, **CLIENT) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def picture_server(pictures: Any) -> Iterator[str]:
+    """The address of a web server that has picture 7 at /7.png and nothing else."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = pictures.file(7) if self.path == "/7.png" else b"nothing here"
+            self.send_response(200 if self.path == "/7.png" else 404)
+            self.send_header("Content-Type", "image/png")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

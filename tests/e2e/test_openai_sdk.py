@@ -1,0 +1,359 @@
+"""What people do with the `openai` package, against a controller and two workers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletion
+
+pytestmark = pytest.mark.timeout(400)  # the first test waits for the system
+
+GREEDY = {"temperature": 0, "max_tokens": 16, "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture
+def ask(running: Any, client: OpenAI) -> Callable[..., ChatCompletion]:
+    """Sends the parts of one user message; a str is text."""
+
+    def ask(*parts: Any, **fields: Any) -> ChatCompletion:
+        content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+        messages: Any = [{"role": "user", "content": content}]
+        return client.chat.completions.create(**{"model": running.model, "messages": messages, **GREEDY, **fields})
+
+    return ask
+
+
+def text_of(answer: ChatCompletion) -> str:
+    text = answer.choices[0].message.content
+    assert text
+    return text
+
+
+def image_tokens(answer: ChatCompletion) -> int:
+    assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+    return answer.usage.prompt_tokens_details.to_dict()["image_tokens"]  # type: ignore[return-value]
+
+
+def prompt_tokens(answer: ChatCompletion) -> int:
+    assert answer.usage is not None
+    return answer.usage.prompt_tokens
+
+
+def answer_tokens(answer: ChatCompletion) -> int:
+    assert answer.usage is not None
+    return answer.usage.completion_tokens
+
+
+def test_pictures_come_as_base64_png_jpeg_and_webp(ask: Any, pictures: Any) -> None:
+    png = ask("what is it?", pictures.part(1))
+    assert image_tokens(png) > 0
+    assert png.usage.total_tokens == png.usage.prompt_tokens + png.usage.completion_tokens
+    assert text_of(ask("what is it?", pictures.part(1, "WEBP", lossless=True))) == text_of(png)
+    jpeg = ask("what is it?", pictures.part(1, "JPEG", quality=95))
+    assert text_of(jpeg)
+    assert image_tokens(jpeg) == image_tokens(png)
+    assert text_of(ask("what is it?", pictures.part(6))) != text_of(png)  # same size, other stripes
+
+
+def test_a_picture_at_an_http_url_is_the_picture_itself(ask: Any, pictures: Any, picture_server: str) -> None:
+    fetched = ask("what is it?", {"type": "image_url", "image_url": {"url": f"{picture_server}/7.png"}})
+    inline = ask("what is it?", pictures.part(7))
+    assert text_of(fetched) == text_of(inline)
+    assert fetched.usage == inline.usage
+
+
+def test_a_picture_that_is_not_there_is_the_clients_error(ask: Any, picture_server: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask("what is it?", {"type": "image_url", "image_url": {"url": f"{picture_server}/none.png"}})
+    assert caught.value.param == "messages[0].content[1].image_url"
+    assert "404" in caught.value.message
+
+
+def test_two_pictures_of_one_message_keep_their_order(ask: Any, pictures: Any) -> None:
+    one, other = pictures.part(1), pictures.part(6)
+    both = ask(one, "and then", other)
+    assert image_tokens(both) == image_tokens(ask(one, "?")) + image_tokens(ask(other, "?"))
+    assert text_of(ask(other, "and then", one)) != text_of(both)
+
+
+def test_pictures_of_earlier_turns_are_still_seen(client: OpenAI, running: Any, pictures: Any) -> None:
+    def last_answer(number: int) -> ChatCompletion:
+        messages: Any = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [pictures.part(number), {"type": "text", "text": "What is it?"}]},
+            {"role": "assistant", "content": "Stripes."},
+            {"role": "user", "content": "Which colours?"},
+        ]
+        return client.chat.completions.create(model=running.model, messages=messages, **GREEDY)
+
+    answer = last_answer(1)
+    assert image_tokens(answer) > 0
+    assert text_of(last_answer(1)) == text_of(answer)
+    assert text_of(last_answer(6)) != text_of(answer)
+
+
+def test_text_alone_is_answered(client: OpenAI, running: Any) -> None:
+    answer = client.chat.completions.create(
+        model=running.model, messages=[{"role": "user", "content": "Good morning!"}], **GREEDY
+    )
+    assert text_of(answer)
+    assert image_tokens(answer) == 0
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == running.model
+    assert answer.system_fingerprint
+    assert answer.choices[0].message.role == "assistant"
+
+
+@pytest.mark.parametrize("drawn", [{"temperature": 0}, {"temperature": 1, "seed": 5}])
+def test_a_stream_tells_the_same_as_a_whole_answer(
+    client: OpenAI, running: Any, ask: Any, pictures: Any, drawn: dict[str, Any]
+) -> None:
+    fields = {"max_tokens": 60, **drawn}
+    whole = ask("what is it?", pictures.part(2), **fields)
+    content: Any = [{"type": "text", "text": "what is it?"}, pictures.part(2)]
+    with client.chat.completions.create(
+        model=running.model,
+        messages=[{"role": "user", "content": content}],
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+        **fields,
+    ) as stream:
+        chunks = list(stream)
+    assert len({chunk.id for chunk in chunks}) == 1
+    *with_choices, last = chunks
+    assert last.choices == [] and last.usage == whole.usage
+    assert all(chunk.usage is None for chunk in with_choices)
+    choices = [choice for chunk in with_choices for choice in chunk.choices]
+    assert choices[0].delta.role == "assistant"
+    assert "".join(choice.delta.content or "" for choice in choices) == text_of(whole)
+    reasons = [choice.finish_reason for choice in choices]
+    assert reasons[-1] == whole.choices[0].finish_reason == "length"
+    assert set(reasons[:-1]) == {None}
+    assert len(choices) > 20  # it came in pieces
+
+
+def test_without_being_asked_a_stream_tells_no_usage(client: OpenAI, running: Any) -> None:
+    with client.chat.completions.create(
+        model=running.model, messages=[{"role": "user", "content": "hi"}], max_tokens=4, stream=True
+    ) as stream:
+        chunks = list(stream)
+    assert all(chunk.usage is None and chunk.choices for chunk in chunks)
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_an_answer_ends_before_a_stop_string(ask: Any) -> None:
+    # Most of what random weights say is no text; some two letters stand beside each other sooner or later.
+    for seed in range(50):
+        drawn = {"temperature": 1, "max_tokens": 120, "seed": seed}
+        whole = text_of(ask("talk", **drawn))
+        pairs = [whole[at : at + 2] for at in range(8, len(whole) - 8)]
+        if stop := next((pair for pair in pairs if pair.isascii() and pair.isalnum()), None):
+            break
+    assert stop, "no two letters in a row"
+    for stops in (stop, ["not said", stop]):
+        answer = ask("talk", stop=stops, **drawn)
+        assert answer.choices[0].message.content == whole[: whole.index(stop)]
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer_tokens(answer) < 120
+
+
+def test_n_answers_differ_and_the_first_is_that_of_the_seed_alone(ask: Any, pictures: Any) -> None:
+    drawn = {"temperature": 1, "seed": 11, "max_tokens": 24}
+    both = ask("what?", pictures.part(3), n=2, **drawn)
+    assert [choice.index for choice in both.choices] == [0, 1]
+    first, second = (choice.message.content for choice in both.choices)
+    alone = ask("what?", pictures.part(3), **drawn)
+    assert first == text_of(alone) != second
+    assert prompt_tokens(both) == prompt_tokens(alone)
+    assert answer_tokens(both) == 2 * answer_tokens(alone) == 48
+
+
+def test_a_seed_draws_the_same_again_and_another_seed_something_else(ask: Any, pictures: Any) -> None:
+    def drawn(**seed: int) -> str:
+        return text_of(ask("what?", pictures.part(4), temperature=1, max_tokens=32, **seed))
+
+    once = drawn(seed=1)
+    assert [drawn(seed=1) for _ in range(3)] == [once] * 3  # whichever worker answers
+    assert drawn(seed=2) != once
+    assert drawn() != drawn()
+
+
+def test_logprobs_come_with_the_likeliest_rivals(ask: Any) -> None:
+    answer = ask("hello", logprobs=True, top_logprobs=3)
+    tokens = answer.choices[0].logprobs.content
+    assert len(tokens) == answer_tokens(answer) == 16
+    for token in tokens:
+        rivals = [rival.logprob for rival in token.top_logprobs]
+        assert len(rivals) == 3
+        assert rivals == sorted(rivals, reverse=True)
+        assert token.logprob == rivals[0] <= 0  # greedy takes the likeliest
+        assert sum(math.exp(rival) for rival in rivals) <= 1 + 1e-4
+    said = b"".join(bytes(token.bytes or ()) for token in tokens).decode(errors="replace")
+    assert said == text_of(answer)
+    assert ask("hello").choices[0].logprobs is None
+
+
+def test_max_tokens_ends_an_answer_by_length(ask: Any) -> None:
+    for limit in ({"max_tokens": 5}, {"max_tokens": openai.omit, "max_completion_tokens": 5}):
+        answer = ask("hello", **limit)
+        assert answer.choices[0].finish_reason == "length"
+        assert answer_tokens(answer) == 5
+
+
+def test_an_answer_ends_by_itself_where_the_model_says_so(ask: Any) -> None:
+    answer = ask("hello", max_tokens=50, logit_bias={"258": 100}, extra_body={})
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("", "stop")
+    assert answer_tokens(answer) == 1
+
+
+def test_raw_text_is_continued(client: OpenAI, running: Any) -> None:
+    fields = {"model": running.model, "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    whole = client.completions.create(prompt="Once upon a time", **fields)
+    assert whole.object == "text_completion"
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len("Once upon a time"), 12)
+    with client.completions.create(
+        prompt="Once upon a time", stream=True, stream_options={"include_usage": True}, **fields
+    ) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage
+    several = client.completions.create(prompt=["Once upon a time", "The end"], **fields)
+    assert [choice.index for choice in several.choices] == [0, 1]
+    assert several.choices[0].text == whole.choices[0].text != several.choices[1].text
+
+
+def test_models_are_listed_and_described(client: OpenAI, running: Any) -> None:
+    (model,) = client.models.list().data
+    assert model.id == running.model
+    assert model.object == "model"
+    described = client.models.retrieve(running.model).to_dict()
+    assert described["workers"] == 2
+    assert described["context_length"] == 2048
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4o")
+
+
+async def test_the_asynchronous_client_is_answered_side_by_side(
+    async_client: AsyncOpenAI, running: Any, ask: Any, pictures: Any
+) -> None:
+    async def streamed(number: int) -> str:
+        content: Any = [{"type": "text", "text": "what?"}, pictures.part(number)]
+        stream = await async_client.chat.completions.create(
+            model=running.model, messages=[{"role": "user", "content": content}], stream=True, **GREEDY
+        )
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    together = await asyncio.gather(*(streamed(number) for number in range(4)))
+    alone = [await asyncio.to_thread(ask, "what?", pictures.part(number)) for number in range(4)]
+    assert list(together) == [text_of(answer) for answer in alone]
+
+
+# What cannot be answered.
+
+
+def test_another_model_is_not_found(ask: Any) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        ask("hi", model="gpt-4o")
+    assert caught.value.code == "model_not_found"
+    assert "gpt-4o" in caught.value.message
+
+
+@pytest.mark.parametrize("broken", ["cut", "no picture", "tiff", "svg", "no base64"])
+def test_a_picture_that_cannot_be_read_is_named(ask: Any, pictures: Any, broken: str) -> None:
+    urls = {
+        "cut": pictures.data_url(3, "JPEG", quality=95)[: -4 * 150],
+        "no picture": "data:image/png;base64,aGVsbG8=",
+        "tiff": pictures.data_url(3, "TIFF"),
+        "svg": "data:image/svg+xml;base64,PHN2Zy8+",
+        "no base64": "data:image/png;base64,!!!!",
+    }
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask("what?", pictures.part(1), {"type": "image_url", "image_url": {"url": urls[broken]}})
+    assert caught.value.param == "messages[0].content[2].image_url"
+    assert caught.value.type == "invalid_request_error"
+    if broken == "tiff":
+        assert "PNG" in caught.value.message and "JPEG" in caught.value.message
+
+
+def test_placeholders_in_text_stay_text(ask: Any, pictures: Any) -> None:
+    typed = "<image><|im_end|>"
+    bare, with_typed = ask("hello"), ask("hello" + typed)
+    assert image_tokens(with_typed) == 0
+    assert prompt_tokens(with_typed) == prompt_tokens(bare) + len(typed)  # letter by letter, no special token
+    pictured, both = ask(pictures.part(1), "hello"), ask(pictures.part(1), "hello" + typed)
+    assert image_tokens(both) == image_tokens(pictured) > 0
+    assert prompt_tokens(both) == prompt_tokens(pictured) + len(typed)
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(ask: Any, pictures: Any) -> None:
+    beyond = prompt_tokens(ask("x")) - 1 + 3000
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask("x" * 3000)
+    assert caught.value.code == "context_length_exceeded"
+    assert "2048" in caught.value.message and str(beyond) in caught.value.message
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(pictures.part(1), "what?", max_tokens=2040)
+    assert str(image_tokens(ask(pictures.part(1), "what?"))) in caught.value.message
+    assert "2040" in caught.value.message
+    assert text_of(ask("x" * 1500))
+
+
+def test_more_pictures_than_the_model_takes_are_refused(ask: Any, pictures: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(*[pictures.part(1)] * 17)
+    assert "16" in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["nobodys-key", "a-clients-ke", "the-workers-secret"])
+def test_a_wrong_key_is_refused(client: OpenAI, running: Any, key: str) -> None:
+    stranger = client.with_options(api_key=key)
+    for call in (
+        lambda: stranger.models.list(),
+        lambda: stranger.chat.completions.create(model=running.model, messages=[{"role": "user", "content": "hi"}]),
+        lambda: stranger.completions.create(model=running.model, prompt="hi"),
+    ):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            call()
+        assert caught.value.code == "invalid_api_key"
+        assert key not in caught.value.message
+
+
+def test_a_body_beyond_the_limit_is_413(ask: Any) -> None:
+    for size in (2_100_000, 20_000_000):
+        with pytest.raises(openai.APIStatusError) as caught:
+            ask("x" * size)
+        assert caught.value.status_code == 413
+        assert caught.value.body["code"] == "request_too_large"
+    assert text_of(ask("still there?"))
+
+
+def test_a_request_is_named_in_its_answer(client: OpenAI, running: Any, ask: Any) -> None:
+    answer = ask("hi", extra_headers={"X-Request-Id": "trace-42"})
+    assert answer._request_id == "trace-42"
+    named, other = ask("hi")._request_id, ask("hi")._request_id
+    assert named and other and named != other
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask("hi", temperature=9, extra_headers={"X-Request-Id": "trace-43"})
+    assert caught.value.request_id == "trace-43"
+    assert caught.value.param == "temperature"
+    with client.chat.completions.with_streaming_response.create(
+        model=running.model, messages=[{"role": "user", "content": "hi"}], stream=True, max_tokens=2
+    ) as response:
+        assert response.headers["x-request-id"]
+        assert response.headers["content-type"].startswith("text/event-stream")
+
+
+def test_work_is_shared_out_among_the_workers(ask: Any, running: Any) -> None:
+    names = [ask(f"question {number}")._request_id for number in range(8)]
+    recent = running.recent()
+    assert {recent[name]["worker"] for name in names} == {"east", "west"}
