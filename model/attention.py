@@ -20,6 +20,11 @@ class Attention(Protocol):
         """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] -> [T, heads, head_dim]."""
 
 
+# Tokens a segment. Up to it, training in bf16 on a CPU, plain products take about half the time of torch's fused kernel
+# forward and backward (on one core 62 against 124 ms at 200 tokens, 150 against 258 at 450; at 1024 239 against 177).
+_EXPLICIT_UP_TO = 640
+
+
 class SegmentAttention:
     """No token sees another segment, nor what comes after it in its own.
 
@@ -38,6 +43,7 @@ class SegmentAttention:
         self._gather = torch.where(kept, starts[:, None] + columns, 0).flatten()  # [B*L] -> flat token
         self._scatter = kept.flatten().nonzero().squeeze(1)  # [T] -> place in [B*L]
         self._mask: torch.Tensor | None = None
+        self._hidden: torch.Tensor | None = None
         if sliding_window is not None and longest > sliding_window:
             distance = columns[:, None] - columns
             self._mask = (distance >= 0) & (distance < sliding_window)
@@ -48,9 +54,25 @@ class SegmentAttention:
             k = k.repeat_interleave(groups, dim=1)
             v = v.repeat_interleave(groups, dim=1)
         q, k, v = (self._batch(part) for part in (q, k, v))  # [B, heads, L, head_dim]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, is_causal=self._mask is None)
+        if self._explicit(q):
+            mixed = self._attend_explicitly(q, k, v)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, is_causal=self._mask is None)
         flat = mixed.transpose(1, 2).flatten(0, 1)  # [B*L, heads, head_dim]
         return flat[self._scatter] if self._padded else flat
+
+    def _explicit(self, q: torch.Tensor) -> bool:
+        short = q.shape[2] <= _EXPLICIT_UP_TO and self._mask is None
+        return short and q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
+
+    def _attend_explicitly(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        batch, heads, length, width = q.shape
+        if self._hidden is None:
+            self._hidden = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)
+        q, k, v = (part.reshape(batch * heads, length, width) for part in (q, k, v))
+        hidden = self._hidden.expand(batch * heads, -1, -1)
+        scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=width**-0.5)
+        return torch.bmm(scores.softmax(-1), v).view(batch, heads, length, width)
 
     def _batch(self, x: torch.Tensor) -> torch.Tensor:
         laid = x[self._gather] if self._padded else x
