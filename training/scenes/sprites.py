@@ -19,6 +19,9 @@ _FAINT = 24  # alpha below which a pixel does not count as part of the object
 
 
 def default_cache_dir() -> Path:
+    """`$TEPHRA_CACHE`, or `$XDG_CACHE_HOME/tephra`, or `~/.cache/tephra`; a folder in it."""
+    if chosen := os.environ.get("TEPHRA_CACHE"):
+        return Path(chosen) / "scenes"
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tephra" / "scenes"
 
