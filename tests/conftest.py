@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,17 @@ class System:
         names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         return not any(self.gauge(worker, name) for worker in self.workers for name in names)
 
+    def restore(self) -> None:
+        """Starts again what was lost, wakes what sleeps."""
+        processes = (self.controller, *self.workers.values())
+        for process in processes:
+            if process.running:
+                process.signal(signal.SIGCONT)
+            else:
+                process.start(process.port)
+        for process in processes:
+            process.wait_ready()
+
     def wait_whole(self) -> None:
         """Until every worker is a healthy member that new requests are sent to."""
 
@@ -226,9 +237,20 @@ class Pictures:
     def part(self, number: int, kind: str = "PNG", **options: Any) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": self.data_url(number, kind, **options)}}
 
+    @staticmethod
+    def large_part(number: int) -> dict[str, Any]:
+        """400 by 300 pixels of noise, which no format makes smaller: 360 kB."""
+        stream = io.BytesIO()
+        Image.frombytes("RGB", (400, 300), random.Random(number).randbytes(360_000)).save(stream, "BMP")
+        url = f"data:image/bmp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
+
+
+RunningSystem = Callable[[Settings, Settings], AbstractContextManager[System]]
+
 
 @contextmanager
-def running_system(
+def _running(
     folder: Path, checkpoint: Path, controller_settings: Settings, worker_settings: Settings
 ) -> Iterator[System]:
     with ExitStack() as stack:
@@ -254,25 +276,21 @@ def running_system(
         for worker in workers:
             worker.wait_ready()
         system = System(controller, workers)
-        system.wait_whole()
-        yield system
-        for process in (*workers, controller):  # all at once, then one after the other is waited for
-            process.ask_to_stop()
-
-
-StartSystem = Callable[[Settings, Settings], System]
+        try:
+            system.wait_whole()
+            yield system
+        finally:
+            for process in (*workers, controller):  # all at once, then one after the other is waited for
+                process.ask_to_stop()
 
 
 @pytest.fixture(scope="session")
-def start_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartSystem]:
-    """Starts a system with these settings of the controller and of its two workers; it runs to the end of the tests."""
+def running_system(tmp_path_factory: pytest.TempPathFactory) -> RunningSystem:
+    """A context in which a controller and two workers run, with these settings of theirs."""
     from model.tiny import make_tiny_checkpoint  # torch: only for tests that need it
 
     checkpoint = make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / MODEL)
-    with ExitStack() as stack:
-        yield lambda controller, workers: stack.enter_context(
-            running_system(tmp_path_factory.mktemp("system"), checkpoint, controller, workers)
-        )
+    return lambda controller, workers: _running(tmp_path_factory.mktemp("system"), checkpoint, controller, workers)
 
 
 @pytest.fixture(scope="session")

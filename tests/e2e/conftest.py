@@ -15,9 +15,10 @@ CLIENT = {"max_retries": 0, "timeout": 120.0}
 
 
 @pytest.fixture(scope="session")
-def running(start_system: Any) -> Any:
+def running(running_system: Any) -> Iterator[Any]:
     """A controller with two workers; pictures may be fetched from this machine, where the tests have theirs."""
-    return start_system({"media_allow_private": True, "max_body_bytes": MAX_BODY}, {})
+    with running_system({"media_allow_private": True, "max_body_bytes": MAX_BODY}, {}) as system:
+        yield system
 
 
 @pytest.fixture(scope="session")
