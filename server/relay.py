@@ -86,7 +86,7 @@ class Relay:
         self._router = router
         self._metrics = metrics
         self._stats = stats
-        self._budget = RetryBudget()
+        self._budget = RetryBudget(settings.max_inflight)
         self._authorization = f"Bearer {worker_secret}" if worker_secret else ""
 
     async def start(self) -> None:

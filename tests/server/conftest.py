@@ -109,7 +109,7 @@ class StandInWorker:
         app.router.add_post("/v1/completions", self._serve)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        site = web.TCPSite(self._runner, "127.0.0.1", port, backlog=1024)  # as workers have it
         await site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 

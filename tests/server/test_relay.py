@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import aiohttp
 import pytest
@@ -83,6 +84,46 @@ async def test_a_worker_that_dies_before_its_answer_loses_no_request(client, sta
         else:
             task.cancel()
     await asyncio.gather(*done, return_exceptions=True)
+
+
+async def test_a_worker_that_dies_with_very_many_requests_in_hand_loses_none_of_them(
+    start_controller, start_worker, until
+):
+    client = await start_controller(connect_seconds=30)
+    crowded = await start_worker("w1", client)
+
+    async def hang(request):
+        await asyncio.sleep(100)
+        return web.Response()
+
+    crowded.handler = hang
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as wide:
+        crowd = type(client)(wide, client.server, client.controller)
+        asked = [asyncio.create_task(crowd.chat("hi")) for _ in range(150)]
+        await until(lambda: len(crowded.bodies) == 150, 60)
+        rescue = await start_worker("w2", client)
+        await crowded.die()
+        assert {status for status, _, _ in await asyncio.gather(*asked)} == {200}
+    assert len(rescue.bodies) == 150
+
+
+async def test_repeats_are_a_share_of_the_traffic_once_a_workers_worth_of_them_is_used_up(
+    start_controller, start_worker
+):
+    client = await start_controller(max_inflight=3)
+    workers = [await start_worker(f"w{number}", client) for number in range(3)]
+
+    async def overloaded(request):
+        return web.json_response({"error": {"message": "later", "type": "server_error"}}, status=503)
+
+    for worker in workers:
+        worker.handler = overloaded
+    began = time.monotonic()
+    answers = [await client.chat("hi") for _ in range(100)]
+    seconds = time.monotonic() - began
+    assert {status for status, _, _ in answers} == {503}
+    repeats = sum(len(worker.bodies) for worker in workers) - 100  # 200 if all were tried three times
+    assert 20 <= repeats <= 3 + 20 + seconds + 1  # what it begins with, a fifth of the requests, one a second
 
 
 async def test_a_worker_that_closes_its_connection_is_asked_once_more_when_alone(client, start_worker):
