@@ -30,7 +30,7 @@ from PIL import Image
 from deploy import lifeline
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 120.0  # seconds after which what must come is taken not to come
+PATIENCE = 240.0  # seconds after which what must come is taken not to come
 STOP_SECONDS = 15.0
 MODEL = "tiny"
 KEY = "a-clients-key"
