@@ -144,7 +144,7 @@ def text(words: str) -> dict[str, str]:
     return {"type": "text", "text": words}
 
 
-def test_the_chat_template_puts_each_image_where_it_stands(processor: Any) -> None:
+def test_the_chat_template_puts_the_images_of_a_message_before_its_words(processor: Any) -> None:
     image = {"type": "image"}
     conversation = [
         {"role": "system", "content": "Be brief."},
@@ -154,7 +154,7 @@ def test_the_chat_template_puts_each_image_where_it_stands(processor: Any) -> No
     ]
     assert processor.apply_chat_template(conversation, add_generation_prompt=True) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\nFirst<image>\n?<|im_end|>\n"
+        "<|im_start|>user\n<image>\nFirst?<|im_end|>\n"
         "<|im_start|>assistant\nA cat.<|im_end|>\n"
         "<|im_start|>user\n<image>\n<image>\nAnd these?<|im_end|>\n"
         "<|im_start|>assistant\n"
