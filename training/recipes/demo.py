@@ -40,6 +40,7 @@ ALIGN = Recipe(
     data=DataPlan("caption/train.json", "caption"),
     view="base",
     batch=32,
+    epochs=0.32,
 )
 
 INSTRUCT = Recipe(
@@ -54,7 +55,8 @@ INSTRUCT = Recipe(
     },
     data=DataPlan("instruct/train.json", "instruct"),
     view="base",
-    batch=32,
+    batch=16,
+    epochs=0.24,
 )
 
 ANYRES = replace(
@@ -64,7 +66,7 @@ ANYRES = replace(
     init_from="demo-instruct",
     data=DataPlan("anyres/train.json", "anyres"),
     view="full",
-    batch=16,
+    epochs=0.17,
 )
 
 DEMO_RECIPES: tuple[Recipe | SeeingRecipe, ...] = (SEE, NAME, ALIGN, INSTRUCT, ANYRES)
