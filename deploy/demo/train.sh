@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the demo's trained parts again, from packages to deploy/demo/weights: data, five stages, release, evaluation.
 #
-#   deploy/demo/train.sh WORK_FOLDER          about two and a half hours on two CPU cores with AVX-512 BF16
+#   deploy/demo/train.sh WORK_FOLDER          about an hour and a half on two idle CPU cores with AVX-512 BF16
 #
 # Every step that finished is skipped when the script is started again. Needs `make system-deps` (fonts, clip art,
 # backgrounds) and the `train` extra.

@@ -28,7 +28,7 @@ NAME = replace(
     purpose="the connector learns the word embedding of what each patch shows",
     init_from="demo-see",
     parts={"connector": PartPlan(2e-3)},
-    epochs=1,
+    epochs=0.8,
 )
 
 ALIGN = Recipe(

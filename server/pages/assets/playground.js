@@ -86,8 +86,8 @@ function aboutModel() {
   const note = byId("about-model");
   note.hidden = !/\bdemo\b/.test(byId("model").value);
   note.textContent =
-    "The demo model is small. It was trained on scenes of common objects, simple shapes and printed words: " +
-    "it names, counts and reads those. Do not trust it far beyond them.";
+    "The demo model is small. It was trained on scenes of common objects: it often names them rightly, " +
+    "and it seldom counts or reads rightly yet. It shows the system at work; do not trust what it says.";
 }
 
 // --- asking
