@@ -267,6 +267,7 @@ def _running(
                 "worker_id": name,
                 "controller_url": controller.url,
                 "threads": 1,
+                "dtype": "float32",  # in which an answer never depends on its batch
                 "kv_cache_bytes": 50_000_000,
             }
             worker = Process(name, "worker", folder, {**shared, **settings, **worker_settings})

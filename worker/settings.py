@@ -49,7 +49,7 @@ class WorkerSettings:
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = _setting(
         "auto",
-        "of the weights; auto: bfloat16 on CUDA, float32 on CPU",
+        "of the weights; auto: bfloat16 on CUDA and on CPUs that multiply it natively, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_running: int = _setting(32, "answers decoded at once")
