@@ -115,7 +115,9 @@ def demo(context: typer.Context) -> None:
 def chat(
     question: Annotated[str | None, typer.Argument(help="Without it, a conversation begins.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
-    url: Annotated[str, typer.Option(envvar="TEPHRA_URL", help="Any OpenAI-compatible server.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str, typer.Option(envvar="TEPHRA_URL", help="Any OpenAI-compatible server.")
+    ] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="Default: the first that the server lists.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="TEPHRA_API_KEY", help="If the server asks for one.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
