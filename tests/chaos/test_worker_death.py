@@ -18,6 +18,7 @@ from server.state import EmbeddedValkey
 pytestmark = pytest.mark.timeout(600)  # several processes start anew, perhaps on a busy machine
 
 ENDLESS = 1800  # tokens: many times what a request needs until something happens to its worker
+LONG = 300  # tokens: a request that is still under way when its worker is killed a moment after it was seen there
 
 
 async def begun(*outcomes: Any) -> None:
@@ -54,7 +55,7 @@ async def test_when_a_worker_is_killed_under_load_only_its_begun_streams_end_and
 ) -> None:
     long, streaming = await start_streams(caller, 4)
     asked = [(number, number % 2 == 0) for number in range(16)]
-    asking = [asyncio.create_task(caller.ask(number, stream=stream)) for number, stream in asked]
+    asking = [asyncio.create_task(caller.ask(number, stream=stream, tokens=LONG)) for number, stream in asked]
 
     def many_at_east() -> bool:
         return system.members()["east"]["in_flight"] >= 6
@@ -74,7 +75,7 @@ async def test_when_a_worker_is_killed_under_load_only_its_begun_streams_end_and
     assert sum(recent[outcome.id]["retries"] for outcome in outcomes) >= 1
 
     # The answers that went on at the other worker are the ones that these questions have.
-    again = await asyncio.gather(*(caller.ask(number, stream=False) for number, _ in asked))
+    again = await asyncio.gather(*(caller.ask(number, stream=False, tokens=LONG) for number, _ in asked))
     for outcome, same in zip(outcomes, again, strict=True):
         assert same.text.startswith(outcome.text) if outcome.error else same.text == outcome.text
 
