@@ -16,7 +16,7 @@ from training.data.conversations import DataError
 from training.parts import PartsError
 from training.recipes import RECIPES, Recipe, SeeingRecipe
 from training.seeing import SeeingTrainer
-from training.trainer import RunPaths, Trainer, TrainingError, single_process
+from training.trainer import RunPaths, Trainer, TrainingError, process_group
 
 _SETTABLE: dict[str, type] = {
     "batch": int,
@@ -66,7 +66,7 @@ def train(
     if init_from is not None and not (init_from / "summary.json").is_file():
         raise TrainingError(f"{recipe.name} starts from {recipe.init_from}: run that first (looked in {init_from})")
     output = runs / recipe.name
-    with single_process():
+    with process_group():
         if isinstance(recipe, SeeingRecipe):
             SeeingTrainer(recipe, base, data, output, init_from, loader_workers=loader_workers).run()
         else:

@@ -182,8 +182,8 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @contextlib.contextmanager
-def single_process() -> Iterator[None]:
-    """Ends the process group that accelerate may have started."""
+def process_group() -> Iterator[None]:
+    """Ends the process group that accelerate may have started, however the run went."""
     try:
         yield
     finally:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Makes the demo's trained parts again, from packages to deploy/demo/weights: data, five stages, release, evaluation.
+# Makes the demo's trained parts again, from packages to deploy/demo/weights: data, five stages, release.
 #
 #   deploy/demo/train.sh WORK_FOLDER          about an hour and a half on two idle CPU cores with AVX-512 BF16
 #
-# Every step that finished is skipped when the script is started again. Needs `make system-deps` (fonts, clip art,
-# backgrounds) and the `train` extra.
+# Every step that finished is skipped when the script is started again. Needs the `train` extra and, for the
+# scenes, the Debian packages fonts-noto-color-emoji, openclipart-png, mate-backgrounds, fonts-dejavu-core and
+# fonts-liberation.
 set -euo pipefail
 
 work=$(mkdir -p "${1:?usage: deploy/demo/train.sh WORK_FOLDER}" && cd "$1" && pwd)
@@ -19,7 +20,7 @@ scenes() { # NAME COUNT SEED
     [ -f "$work/data/$1/train.json" ] || $python -m training.scenes --out "$work/data/$1" --mix "$1" --count "$2" --seed "$3"
 }
 scenes see 10000 1
-scenes caption 4000 0
+scenes caption 4000 1
 scenes instruct 16000 0
 scenes anyres 3000 2
 

@@ -30,7 +30,6 @@ COLOURS = ("red", "green", "blue", "white")
 RECIPE = Recipe(
     name="small",
     purpose="a test",
-    base="tiny",
     parts={
         "vision_tower": PartPlan(1e-2, lora_rank=4, lora_alpha=4),
         "connector": PartPlan(1e-2),

@@ -16,7 +16,6 @@ from training.recipes.recipe import DataPlan, PartPlan, Recipe, SeeingRecipe
 SEE = SeeingRecipe(
     name="demo-see",
     purpose="the vision tower learns what the patches of scenes show",
-    base="demo-base",
     parts={"vision_tower": PartPlan(1e-3, lora_rank=64, lora_alpha=64)},
     data=DataPlan("see/train.json", "see"),
     epochs=2,
@@ -34,7 +33,6 @@ NAME = replace(
 ALIGN = Recipe(
     name="demo-align",
     purpose="connector alone, captions, base view",
-    base="demo-base",
     init_from="demo-name",
     parts={"connector": PartPlan(1e-3)},
     data=DataPlan("caption/train.json", "caption"),
@@ -46,7 +44,6 @@ ALIGN = Recipe(
 INSTRUCT = Recipe(
     name="demo-instruct",
     purpose="connector, language model and vision tower, questions and answers, base view",
-    base="demo-base",
     init_from="demo-align",
     parts={
         "vision_tower": PartPlan(2e-4, lora_rank=64, lora_alpha=64),

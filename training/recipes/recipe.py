@@ -35,7 +35,6 @@ class SeeingRecipe:
 
     name: str
     purpose: str
-    base: str
     parts: Mapping[PartName, PartPlan]  # the vision tower or the connector
     data: DataPlan
     init_from: str | None = None
@@ -53,7 +52,6 @@ class Recipe:
 
     name: str
     purpose: str
-    base: str  # checkpoint directory, or "demo-base"
     parts: Mapping[PartName, PartPlan]
     data: DataPlan
     view: ImageView = "full"
