@@ -111,6 +111,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             folder / "worker.log",
             "--model",
             str(checkpoint),
+            "--dtype",
+            "float32",  # in which the random model talks on wherever the tests run
             "--controller",
             controller.url,
             **secret,
