@@ -11,7 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+ImageMode = Literal["crop", "pad", "hd", "anyres"]
+Rounding = Literal["truncate", "round7"]
+SeveralImages = Literal["tiles", "base"]
 
 
 class Canvas(NamedTuple):

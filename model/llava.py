@@ -33,7 +33,7 @@ class LlavaModel(nn.Module):
             activation_name=config.connector_activation,
             bias=config.connector_bias,
         )
-        if config.kind == "llava_next":
+        if config.has_newline:
             self.image_newline = nn.Parameter(torch.empty(config.text.hidden_size))
         self.language_model = LanguageModel(config.text)
 
