@@ -23,7 +23,9 @@ class Objective(nn.Module):
         features = self.model.encode_images(batch.images)
         embeddings = self.model.embed(batch.token_ids, features)
         window = self.model.config.text.sliding_window
-        attention = SegmentAttention(batch.lengths, sliding_window=window, device=embeddings.device)
+        attention = SegmentAttention(
+            batch.lengths, branches=batch.branches, sliding_window=window, device=embeddings.device
+        )
         hidden = self.model.language_model(embeddings, batch.positions, attention)
         logits = self.model.language_model.logits(hidden[batch.predictors])  # [N, vocabulary]
         return F.cross_entropy(logits.float(), batch.targets, reduction="sum")

@@ -174,10 +174,9 @@ class Trainer:
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    moved = {
-        name: getattr(batch, name).to(device, non_blocking=True)
-        for name in ("token_ids", "positions", "predictors", "targets")
-    }
+    names = ("token_ids", "positions", "branches", "predictors", "targets")
+    there = {name: getattr(batch, name) for name in names if getattr(batch, name) is not None}
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in there.items()}
     return dataclasses.replace(batch, **moved)
 
 

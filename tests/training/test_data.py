@@ -1,6 +1,7 @@
 """Rows in the LLaVA conversation format become labelled, flat batches."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.tiny import make_tiny_checkpoint
 from training.data.batches import ExampleSet, LengthGroupedSampler, collate
 from training.data.conversations import DataError, read_conversations
+from training.objective import Objective
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +133,56 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_takes_no_row_twice() -> N
 def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
     with pytest.raises(ValueError, match="9 cannot be shared evenly by 2"):
         LengthGroupedSampler([1] * 20, 9, seed=0, rank=0, world=2)
+
+
+def independent(*turns: str, image: bool = True) -> dict[str, object]:
+    row: dict[str, object] = {"id": "i", "conversations": talk(*turns, image=image), "turns": "independent"}
+    return row | ({"image": "a.png"} if image else {})
+
+
+TURNS = ("What is this?", "A cat.", "What colour is it?", "Red, mostly.", "Is it a dog?", "No.")
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_independent_turns_cost_what_they_would_cost_in_conversations_of_their_own(
+    checkpoint: Checkpoint, tmp_path: Path, image: bool
+) -> None:
+    rows = [independent(*TURNS, image=image), independent("Why?", "So.", "Who?", "Nobody at all.", image=image)]
+    together = collate(list(examples(checkpoint, tmp_path, rows)))
+    pairs = [
+        turns[i : i + 2]
+        for turns in (TURNS, ("Why?", "So.", "Who?", "Nobody at all."))
+        for i in range(0, len(turns), 2)
+    ]
+    alone = [{"conversations": talk(*pair, image=image)} | ({"image": "a.png"} if image else {}) for pair in pairs]
+    apart = collate(list(examples(checkpoint, tmp_path, alone)))
+    assert sorted(together.targets.tolist()) == sorted(apart.targets.tolist())
+    assert len(together.token_ids) < len(apart.token_ids)
+    objective = Objective(checkpoint.model)
+    with torch.no_grad():
+        torch.testing.assert_close(objective(together), objective(apart), rtol=1e-5, atol=1e-4)
+
+
+def test_an_answer_does_not_see_other_independent_answers(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def loss_of_last(first_answer: str) -> float:
+        batch = collate(list(examples(checkpoint, tmp_path, [independent("One?", first_answer, "Two?", "Yes.")])))
+        chosen = batch.branches[batch.predictors] == 2  # type: ignore[index]
+        last = replace(batch, predictors=batch.predictors[chosen], targets=batch.targets[chosen])
+        with torch.no_grad():
+            return float(Objective(checkpoint.model)(last))
+
+    assert loss_of_last("Yes.") == pytest.approx(loss_of_last("Something else, and long."), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**independent("a", "b"), "turns": "apart"}, "turns is 'apart'"),
+        (independent("a", "b", "c"), "questions, each with its answer"),
+    ],
+)
+def test_independent_turns_that_make_no_sense_are_refused(
+    checkpoint: Checkpoint, tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        list(examples(checkpoint, tmp_path, [row]))

@@ -1,11 +1,15 @@
 """Rows become examples (tokens, labels, tiles), examples become flat batches.
 
+The questions of a row with independent turns become branches behind one shared beginning (system message and picture):
+each sees the beginning and itself, so that the picture is encoded once and no answer is given away by another.
+
 The order of rows is a function of (seed, epoch) alone; rows of like length go together, so that the attention's padding
 stays small. Images are decoded in loader processes.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +21,8 @@ from torch.utils.data import Dataset, Sampler
 from model.errors import ModelError
 from model.image_file import decode_rgb
 from model.images import ImagePreprocessor, PreparedImage
-from model.prompts import Prompter
-from training.data.conversations import Conversation, DataError
+from model.prompts import LabelledPrompt, Prompter
+from training.data.conversations import Conversation, DataError, questions
 
 ImageView = Literal["base", "full"]
 
@@ -31,6 +35,14 @@ class Example:
     token_ids: torch.Tensor  # [T] int64
     supervised: torch.Tensor  # [T] bool
     image: PreparedImage | None
+    branches: torch.Tensor  # [T] int64: 0 is what all see, k the k-th of the independent questions
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[T] int64: every branch goes on where the shared beginning ends."""
+        shared = int((self.branches == 0).sum())
+        sizes = self.branches.bincount()[1:].tolist()
+        return torch.cat([torch.arange(shared), *(torch.arange(shared, shared + size) for size in sizes)])
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class Batch:
     ids: tuple[str, ...]
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64, from 0 in each row
+    branches: torch.Tensor | None  # [T] int64; None: no row has any
     lengths: tuple[int, ...]
     predictors: torch.Tensor  # [N] int64 places in the flat batch
     targets: torch.Tensor  # [N] int64
@@ -71,12 +84,15 @@ class ExampleSet(Dataset[Example]):
         row = self.rows[index]
         try:
             image = self._image(row)
-            prompt = self._prompter.build_labelled(row.messages, [image.layout] if image else [])
+            layouts = [image.layout] if image else []
+            talks = questions(row) if row.independent else [row.messages]
+            prompts = [self._prompter.build_labelled(talk, layouts) for talk in talks]
         except (OSError, ModelError) as error:
             raise DataError(f"row {row.id}: {error}") from error
-        if len(prompt.token_ids) > self._max_length:
-            raise DataError(f"row {row.id}: {len(prompt.token_ids)} tokens, more than max_length {self._max_length}")
-        return Example(row.id, torch.tensor(prompt.token_ids), torch.tensor(prompt.supervised), image)
+        example = _branched(row.id, prompts, image) if len(prompts) > 1 else _plain(row.id, prompts[0], image)
+        if len(example.token_ids) > self._max_length:
+            raise DataError(f"row {row.id}: {len(example.token_ids)} tokens, more than max_length {self._max_length}")
+        return example
 
     def _image(self, row: Conversation) -> PreparedImage | None:
         if row.image is None:
@@ -84,6 +100,32 @@ class ExampleSet(Dataset[Example]):
         rgb = decode_rgb(row.image.read_bytes())
         prepare = self._preprocessor.base_view if self._view == "base" else self._preprocessor.prepare_rgb
         return prepare(rgb, row.id)
+
+
+def _plain(row: str, prompt: LabelledPrompt, image: PreparedImage | None) -> Example:
+    ids = torch.tensor(prompt.token_ids)
+    return Example(row, ids, torch.tensor(prompt.supervised), image, torch.zeros_like(ids))
+
+
+def _branched(row: str, prompts: Sequence[LabelledPrompt], image: PreparedImage | None) -> Example:
+    """Lays down what all prompts begin with once, then the rest of each."""
+    first = prompts[0]
+    columns = zip(*(prompt.token_ids for prompt in prompts), strict=False)
+    alike = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    shared = min(alike, *(prompt.supervised.index(True) for prompt in prompts))
+    if image is not None and not _holds_image(first.token_ids[:shared], image):
+        raise DataError(f"row {row}: the chat template puts the question before the image: turns cannot be independent")
+    ids, supervised, branches = list(first.token_ids[:shared]), [False] * shared, [0] * shared
+    for number, prompt in enumerate(prompts, 1):
+        ids += prompt.token_ids[shared:]
+        supervised += prompt.supervised[shared:]
+        branches += [number] * (len(prompt.token_ids) - shared)
+    return Example(row, torch.tensor(ids), torch.tensor(supervised), image, torch.tensor(branches))
+
+
+def _holds_image(token_ids: Sequence[int], image: PreparedImage) -> bool:
+    """Whether the image's run of equal tokens lies in `token_ids`."""
+    return any(sum(1 for _ in run) >= image.layout.tokens for _, run in itertools.groupby(token_ids))
 
 
 class LengthGroupedSampler(Sampler[list[int]]):
@@ -130,12 +172,14 @@ def collate(examples: Sequence[Example]) -> Batch:
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
     supervised[starts] = False  # nothing predicts a row's first token
     places = supervised.nonzero().squeeze(1)
+    branched = any(bool(example.branches.any()) for example in examples)
     if not len(places):
         raise DataError(f"rows {', '.join(e.id for e in examples)}: no token is supervised")
     return Batch(
         ids=tuple(example.id for example in examples),
         token_ids=token_ids,
-        positions=torch.cat([torch.arange(length) for length in lengths]),
+        positions=torch.cat([example.positions for example in examples]),
+        branches=torch.cat([example.branches for example in examples]) if branched else None,
         lengths=lengths,
         predictors=places - 1,
         targets=token_ids[places],

@@ -2,8 +2,9 @@
 
     [{"id": ..., "image": "a.png" (optional), "conversations": [{"from": "human" | "gpt", "value": "..."}, ...]}, ...]
 
-as a JSON list or one object a line. `<image>` in a human turn marks the image's place. A row that does not fit is an
-error that names file and row: nothing is dropped or replaced in silence.
+as a JSON list or one object a line. `<image>` in a human turn marks the image's place. `"turns": "independent"` (ours)
+says that no question of the row builds on an earlier one. A row that does not fit is an error that names file and row:
+nothing is dropped or replaced in silence.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Conversation:
     id: str
     image: Path | None
     messages: tuple[ChatMessage, ...]
+    independent: bool = False  # each question is asked with nothing but the picture before it
 
     @property
     def text_length(self) -> int:
@@ -73,7 +75,29 @@ def _conversation(row: Any, where: str, image_folder: Path) -> Conversation:
         raise DataError(f"{where}: {places} image places in the text, {int(image is not None)} images")
     if not any(message.role == "assistant" for message in messages):
         raise DataError(f"{where}: no answer to learn from")
-    return Conversation(str(row.get("id", where)), image_folder / image if image else None, messages)
+    turns = row.get("turns")
+    if turns not in (None, "independent"):
+        raise DataError(f'{where}: turns is {turns!r}, expected "independent" or nothing')
+    path = image_folder / image if image else None
+    return Conversation(str(row.get("id", where)), path, messages, independent=turns == "independent")
+
+
+def questions(row: Conversation) -> list[tuple[ChatMessage, ...]]:
+    """The row's questions, each as a conversation of its own: system message, picture, question, answer.
+
+    Raises DataError when a question has no answer.
+    """
+    system = tuple(message for message in row.messages if message.role == "system")
+    turns = [message for message in row.messages if message.role != "system"]
+    picture = (ImagePart(),) if row.image is not None else ()
+    pairs = list(zip(turns[::2], turns[1::2], strict=len(turns) % 2 == 0))
+    if len(turns) % 2 or any(ask.role != "user" or answer.role != "assistant" for ask, answer in pairs):
+        raise DataError(f"row {row.id}: independent turns must be questions, each with its answer")
+    asked = [tuple(part for part in ask.parts if isinstance(part, TextPart)) for ask, _ in pairs]
+    return [
+        (*system, ChatMessage("user", (*picture, *text)), answer)
+        for text, (_, answer) in zip(asked, pairs, strict=True)
+    ]
 
 
 def _message(turn: Any, where: str) -> ChatMessage:

@@ -223,7 +223,8 @@ class Composer:
         ink = lettering.ink_for(rng, 40 if dark else 220)
         margin = 3
         region = (margin, margin, size[0] - margin, size[1] - margin)
-        placed = Placed(word, lettering.print_word(background.picture, word, font, ink, rng, region))
+        box, edges = lettering.print_word(background.picture, word, font, ink, rng, region)
+        placed = Placed(word, box, edges=edges)
         turns = [
             phrases.reading(rng, word),
             phrases.spelling(rng, word),

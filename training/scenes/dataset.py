@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,6 +27,7 @@ from training.scenes.scene import Scene, Turn
 CHUNK = 100  # scenes per unit of work
 
 _JPEG_QUALITY = 95
+_INDEPENDENT_SHARE = 0.8
 
 
 class DatasetError(RuntimeError):
@@ -114,9 +116,12 @@ def conversation(scene: Scene, purpose: str) -> tuple[Turn, ...]:
 def row(scene: Scene, identity: str, image: str, purpose: str) -> dict[str, Any]:
     """One LLaVA row. The first question carries the image.
 
-    `families`, `layout`, `size` (width, height) and `objects` (name and box of the ink, in pixels) are extra keys.
+    Most rows say that their questions are independent; every fifth is a conversation, in which answers may be looked up
+    in earlier ones. `families`, `layout`, `size` (width, height) and `objects` (name, box of the ink and edges of
+    letters, in pixels) are extra keys.
     """
     turns = conversation(scene, purpose)
+    apart = len(turns) > 1 and Random(f"turns/{identity}").random() < _INDEPENDENT_SHARE
     talk = []
     for place, turn in enumerate(turns):
         talk.append({"from": "human", "value": ("<image>\n" if place == 0 else "") + turn.question})
@@ -125,10 +130,11 @@ def row(scene: Scene, identity: str, image: str, purpose: str) -> dict[str, Any]
         "id": identity,
         "image": image,
         "conversations": talk,
+        **({"turns": "independent"} if apart else {}),
         "layout": str(scene.layout),
         "families": [str(turn.family) for turn in turns],
         "size": scene.picture.size,
-        "objects": [{"name": placed.name, "box": placed.box} for placed in scene.objects],
+        "objects": [{"name": placed.name, "box": placed.box, "edges": placed.edges} for placed in scene.objects],
     }
 
 

@@ -53,8 +53,11 @@ def print_word(
     ink: RGB,
     rng: Random,
     region: Box,
-) -> Box:
-    """Print `word` at a random place inside `region`; returns the box that its ink covers."""
+) -> tuple[Box, tuple[float, ...]]:
+    """Print `word` at a random place inside `region`.
+
+    Returns the box that its ink covers, and the x at which each letter begins and the last one ends.
+    """
     left, top, right, bottom = font.getbbox(word)
     width, height = right - left, bottom - top
     free_x, free_y = region[2] - region[0] - width, region[3] - region[1] - height
@@ -63,4 +66,5 @@ def print_word(
     x = region[0] + rng.randint(0, int(free_x))
     y = region[1] + rng.randint(0, int(free_y))
     ImageDraw.Draw(picture).text((x - left, y - top), word, font=font, fill=ink)
-    return (x, y, round(x + width), round(y + height))
+    edges = tuple(round(x - left + font.getlength(word[:count]), 1) for count in range(len(word) + 1))
+    return (x, y, round(x + width), round(y + height)), edges

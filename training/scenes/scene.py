@@ -40,11 +40,15 @@ class Family(StrEnum):
 
 @dataclass(frozen=True)
 class Placed:
-    """A kind, a shape or a word in a picture, and the box of its ink in pixels (left, top, right, bottom)."""
+    """A kind, a shape or a word in a picture, and the box of its ink in pixels (left, top, right, bottom).
+
+    `edges` of a word: the x at which each letter begins and the last one ends.
+    """
 
     name: str
     box: tuple[int, int, int, int]
     colour: str | None = None
+    edges: tuple[float, ...] = ()
 
     @property
     def centre(self) -> tuple[float, float]:
