@@ -35,12 +35,14 @@ from training.data.conversations import DataError
 from training.parts import TrainedPart, carry_over, describe, load_parts, prepare_parts, save_parts
 from training.progress import StepLog, TrainingProgress
 from training.recipes.recipe import SeeingRecipe
-from training.scenes.patches import PatchClasses, cut, random_view, stack
+from training.scenes.patches import IGNORED, MARKS, PatchClasses, cut, random_view, stack
 from training.schedule import cosine_with_warmup
+
+_MARK_SHARE = 0.5  # weight of the marks beside the names
 
 
 class PatchReader(nn.Module):
-    """Vision tower and linear layer as a loss: which class does each patch show?"""
+    """Vision tower and linear layers as a loss: what does each patch show, and how is it marked?"""
 
     def __init__(self, model: LlavaModel, classes: int) -> None:
         super().__init__()
@@ -48,11 +50,23 @@ class PatchReader(nn.Module):
         self.tower = model.vision_tower
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
+        self.mark_head = nn.Linear(width, len(MARKS))
+        # Most patches bear no mark.
+        self.register_buffer("mark_weights", torch.tensor([0.25] + [1.0] * (len(MARKS) - 1)), persistent=False)
+        self.mark_weights: torch.Tensor
 
-    def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """pixels [B, 3, S, S], labels [B, patches] -> mean loss, share of patches named rightly (background apart)."""
-        scores = self.head(self.norm(self.tower(pixels).float())).float()  # [B, patches, classes]
-        return F.cross_entropy(scores.flatten(0, 1), labels.flatten()), _share_right(scores, labels)
+    def forward(
+        self, pixels: torch.Tensor, labels: torch.Tensor, marks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """pixels [B, 3, S, S], labels and marks [B, patches] -> mean loss, share of patches named rightly.
+
+        The background and patches of which nothing is known are left out of the share.
+        """
+        features = self.norm(self.tower(pixels).float())
+        scores = self.head(features).float()  # [B, patches, classes]
+        loss = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        marked = F.cross_entropy(self.mark_head(features).float().flatten(0, 1), marks.flatten(), self.mark_weights)
+        return loss + _MARK_SHARE * marked, _share_right(scores, labels)
 
 
 class PatchNamer(nn.Module):
@@ -62,12 +76,12 @@ class PatchNamer(nn.Module):
         super().__init__()
         self.tower = model.vision_tower
         self.connector = model.multi_modal_projector
-        words = [_spoken(name) for name in names]
-        ids = [prompter.tokenizer.encode(word, add_special_tokens=False) for word in words]
-        with torch.no_grad():
-            means = torch.stack([model.language_model.embed(torch.tensor(part)).float().mean(0) for part in ids])
-        self.register_buffer("words", means, persistent=False)  # [classes, D]
-        self.words: torch.Tensor
+        self.register_buffer("words", _embed(model, prompter, [_spoken(name) for name in names]), persistent=False)
+        marks = _embed(model, prompter, [f" {mark}" for mark in MARKS])
+        marks[0] = 0
+        self.register_buffer("marks", marks, persistent=False)
+        self.words: torch.Tensor  # [classes, D]
+        self.marks: torch.Tensor  # [marks, D]
 
     @torch.no_grad()
     def start(self, pixels: torch.Tensor) -> None:
@@ -80,13 +94,29 @@ class PatchNamer(nn.Module):
         second.weight.normal_(std=second.in_features**-0.5 * float(self.words.std()))
         second.bias.copy_(self.words.mean(0))
 
-    def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As PatchReader; the loss is the squared distance relative to the spread of the words."""
+    def forward(
+        self, pixels: torch.Tensor, labels: torch.Tensor, marks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As PatchReader; the loss is the squared distance relative to the spread of the words.
+
+        A mark's word is added to that of what the patch shows.
+        """
         with torch.no_grad():
             features = self.tower(pixels)
-        given = self.connector(features).float()  # [B, patches, D]
-        loss = F.mse_loss(given, self.words[labels]) / self.words.var(0).mean()
-        return loss, _share_right(-torch.cdist(given.detach().flatten(0, 1), self.words), labels.flatten())
+        given = self.connector(features).float().flatten(0, 1)  # [B * patches, D]
+        labels, marks = labels.flatten(), marks.flatten()
+        known = labels != IGNORED
+        wanted = self.words[labels.clamp(min=0)] + self.marks[marks]
+        loss = F.mse_loss(given[known], wanted[known]) / self.words.var(0).mean()
+        unmarked = given.detach() - self.marks[marks]
+        return loss, _share_right(-torch.cdist(unmarked, self.words), labels)
+
+
+@torch.no_grad()
+def _embed(model: LlavaModel, prompter: Prompter, words: list[str]) -> torch.Tensor:
+    """[len(words), D] float32: the mean of the embeddings of each word's tokens."""
+    ids = [prompter.tokenizer.encode(word, add_special_tokens=False) for word in words]
+    return torch.stack([model.language_model.embed(torch.tensor(part)).float().mean(0) for part in ids])
 
 
 def _spoken(name: str) -> str:
@@ -100,8 +130,11 @@ def _share_right(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return right.detach()
 
 
-class ViewSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Views of scenes with their patch labels; the view of row i in epoch e is a function of (seed, e, i)."""
+LabelledView = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class ViewSet(Dataset[LabelledView]):
+    """Views of scenes with labels and marks of their patches; view i of epoch e is a function of (seed, e, i)."""
 
     def __init__(self, data: Path, recipe: SeeingRecipe, preprocessor: ImagePreprocessor) -> None:
         file = data / recipe.data.file
@@ -117,14 +150,14 @@ class ViewSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, key: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, key: int) -> LabelledView:
         epoch, index = divmod(key, len(self._rows))
         row: Mapping[str, Any] = self._rows[index]
         image = decode_rgb((self._folder / row["image"]).read_bytes())
         view = random_view(*image.size, random.Random(f"{self._seed}:{epoch}:{index}"))
         geometry = self._preprocessor.geometry
         pixels = stack([cut(image, view, geometry.tile)], self._preprocessor.mean, self._preprocessor.std)[0]
-        return pixels, self.classes.labels(row, view, geometry.grid)
+        return pixels, *self.classes.labels(row, view, geometry.grid)
 
 
 class SeeingTrainer:
@@ -157,19 +190,19 @@ class SeeingTrainer:
         batches = self._batches()
         started, log = time.monotonic(), StepLog(self._output / "log.jsonl", accelerator.is_main_process)
         with TrainingProgress(self._console, recipe.name, len(batches)) as progress:
-            for step, (pixels, labels) in enumerate(batches):
+            for step, batch in enumerate(batches):
                 factor = cosine_with_warmup(step, len(batches), recipe.warmup)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
                 with torch.autocast(accelerator.device.type, torch.bfloat16):
-                    loss, right = objective(pixels.to(accelerator.device), labels.to(accelerator.device))
+                    loss, right = objective(*(part.to(accelerator.device) for part in batch))
                 accelerator.backward(loss)
                 norm = float(torch.nn.utils.clip_grad_norm_(trainable, recipe.clip))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 told = {"step": step, "loss": loss.item(), "norm": norm, "rate": factor, "right": right.item()}
-                log.write(told, tokens=labels.numel())
-                progress.advance(loss.item(), labels.numel() * accelerator.num_processes)
+                log.write(told, tokens=batch[1].numel())
+                progress.advance(loss.item(), batch[1].numel() * accelerator.num_processes)
         if accelerator.is_main_process:
             carry_over(self._init_from, self._output)
             save_parts(self._model, recipe.parts, self._output)
@@ -185,8 +218,10 @@ class SeeingTrainer:
     def _groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = [_group(part) for part in self._parts]
         if isinstance(self._objective, PatchReader):
-            head = [*self._objective.norm.parameters(), *self._objective.head.parameters()]
-            groups.append({"params": head, "lr": self._recipe.head_rate})
+            heads = (self._objective.norm, self._objective.head, self._objective.mark_head)
+            groups.append(
+                {"params": [each for head in heads for each in head.parameters()], "lr": self._recipe.head_rate}
+            )
         return groups
 
     def _batches(self) -> DataLoader[Any]:

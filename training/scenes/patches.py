@@ -1,6 +1,9 @@
 """What each patch of a tile shows, known by construction: the labels by which the vision tower learns to see scenes.
 
-A patch belongs to the object whose box holds its centre; in a printed word it belongs to the letter at that place.
+A patch shows the object in whose box its centre lies, so long as it lies in the ellipse that the box holds; the corners
+of the box may show anything and are left out. In a printed word a patch shows the letter at that place. Besides, the
+patch at an object's centre is marked with the half of the tile it lies in, that at a letter's centre as a letter: there
+are as many marks as things to count, and as letters to read.
 """
 
 from __future__ import annotations
@@ -16,7 +19,11 @@ import torch
 from PIL import Image
 
 BACKGROUND = "background"
+IGNORED = -100  # the label of a patch of which nothing is known
+MARKS = ("none", "left", "right", "letter")
+
 _WORD_LAYOUTS = {"reading", "reading_unseen", "small_print"}
+_LEAST_LETTER = 0.35  # patches a letter must be wide on average, to be legible
 
 
 @dataclass(frozen=True)
@@ -41,22 +48,59 @@ class PatchClasses:
     def __len__(self) -> int:
         return len(self.names)
 
-    def labels(self, row: Mapping[str, Any], view: View, grid: int) -> torch.Tensor:
-        """[grid * grid] int64, row by row."""
-        across = view.left + (np.arange(grid) + 0.5) / grid * (view.right - view.left)
-        down = view.top + (np.arange(grid) + 0.5) / grid * (view.bottom - view.top)
-        labels = np.zeros((grid, grid), dtype=np.int64)
+    def labels(self, row: Mapping[str, Any], view: View, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the patches show, and their marks (places in MARKS): two of [grid * grid] int64, row by row."""
+        shown, marks = np.zeros((grid, grid), dtype=np.int64), np.zeros((grid, grid), dtype=np.int64)
         for item in row["objects"]:
-            left, top, right, bottom = item["box"]
-            inside = ((down >= top) & (down < bottom))[:, None] & ((across >= left) & (across < right))[None, :]
-            labels = np.where(inside, self._of(row, item["name"], across, left, right)[None, :], labels)
-        return torch.from_numpy(labels.reshape(-1))
+            box = _in_patches(item["box"], view, grid)
+            if row["layout"] in _WORD_LAYOUTS:
+                edges = (np.asarray(item["edges"]) - view.left) / (view.right - view.left) * grid
+                self._print(shown, marks, item["name"], box, edges)
+            else:
+                self._place(shown, marks, self._index[item["name"]], box)
+        return torch.from_numpy(shown.reshape(-1)), torch.from_numpy(marks.reshape(-1))
 
-    def _of(self, row: Mapping[str, Any], name: str, across: np.ndarray, left: float, right: float) -> np.ndarray:
-        if row["layout"] not in _WORD_LAYOUTS:
-            return np.full(len(across), self._index[name])
-        places = np.clip((across - left) / max(1.0, right - left) * len(name), 0, len(name) - 1).astype(int)
-        return np.array([self._index[f"letter {name[place].lower()}"] for place in places])
+    def _place(self, shown: np.ndarray, marks: np.ndarray, label: int, box: tuple[float, ...]) -> None:
+        left, top, right, bottom = box
+        places = np.arange(len(shown)) + 0.5
+        x, y = np.meshgrid(places, places)
+        shown[(x >= left) & (x < right) & (y >= top) & (y < bottom)] = IGNORED
+        across, down = (left + right) / 2, (top + bottom) / 2
+        shown[((x - across) / (right - left)) ** 2 + ((y - down) / (bottom - top)) ** 2 <= 0.25] = label
+        if 0 <= across < len(shown) and 0 <= down < len(shown):
+            shown[int(down), int(across)] = label
+            marks[int(down), int(across)] = MARKS.index("left" if across < len(shown) / 2 else "right")
+
+    def _print(
+        self, shown: np.ndarray, marks: np.ndarray, word: str, box: tuple[float, ...], edges: np.ndarray
+    ) -> None:
+        places = np.arange(len(shown)) + 0.5
+        _, top, _, bottom = box
+        rows = np.flatnonzero((places >= top) & (places < bottom))
+        middle = int((top + bottom) / 2)
+        if not len(rows) and 0 <= middle < len(shown):
+            rows = np.array([middle])
+        legible = (edges[-1] - edges[0]) / len(word) >= _LEAST_LETTER
+        letters = [self._index[f"letter {letter.lower()}"] if legible else IGNORED for letter in word]
+        for letter, left, right in zip(letters, edges[:-1], edges[1:], strict=True):
+            shown[np.ix_(rows, (places >= left) & (places < right))] = letter
+        centres = (edges[:-1] + edges[1:]) / 2
+        for letter, centre in zip(letters, centres, strict=True):
+            if legible and 0 <= centre < len(shown) and 0 <= middle < len(shown):
+                shown[middle, int(centre)] = letter
+                marks[middle, int(centre)] = MARKS.index("letter")
+
+
+def _in_patches(box: Sequence[float], view: View, grid: int) -> tuple[float, ...]:
+    """A box in pixels of the picture as a box in patches of the view."""
+    across, down = grid / (view.right - view.left), grid / (view.bottom - view.top)
+    left, top, right, bottom = box
+    return (
+        (left - view.left) * across,
+        (top - view.top) * down,
+        (right - view.left) * across,
+        (bottom - view.top) * down,
+    )
 
 
 def random_view(width: int, height: int, chance: random.Random) -> View:
