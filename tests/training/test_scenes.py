@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from training.scenes import Composer, Family, Layout, Mix, Scene, drawn_catalogu
 from training.scenes.assets import PHOTO_LIST, MissingAssetError, require
 from training.scenes.backgrounds import RGB, photos, split_of_colour
 from training.scenes.phrases import NUMBERS
+from training.scenes.spelled import WORDS_A_ROW, spelled_rows
 from training.scenes.words import is_held_out, words
 
 
@@ -247,3 +250,18 @@ def test_a_missing_source_names_its_package(tmp_path: Path) -> None:
     with pytest.raises(MissingAssetError, match="apt-get install openclipart-png"):
         require(Path("/usr/share/openclipart/png/animals/no-such-animal.png"))
     assert require(tmp_path) == tmp_path
+
+
+def test_spelled_rows_hold_seen_words_and_right_answers() -> None:
+    rows = spelled_rows(30, seed=1)
+    assert rows == spelled_rows(30, seed=1) != spelled_rows(30, seed=2)
+    for row in rows:
+        assert row["turns"] == "independent" and len(row["conversations"]) == 2 * WORDS_A_ROW
+        for ask, answer in itertools.pairwise(row["conversations"]):
+            if ask["from"] != "human":
+                continue
+            told = re.search(r'"(\w+)"', answer["value"])
+            word = told[1] if told else answer["value"].replace("-", "")
+            assert not is_held_out(word)
+            letters = re.sub(r"[^a-z]", "", ask["value"])
+            assert (word in ask["value"]) if not told else word in letters

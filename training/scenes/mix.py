@@ -44,12 +44,14 @@ class Mix:
     most_frequent_words: int | None = None  # print only this many of the most frequent words
 
 
+_WORDS = 600  # what the demo is to read: fewer words come up often enough to be learned
+
 MIXES: dict[str, Mix] = {
     "caption": Mix("caption"),
     # For the base view alone, in which small print cannot be read.
-    "instruct": Mix("instruct", Proportions(small_print=0)),
+    "instruct": Mix("instruct", Proportions(counting=36, shapes=16, reading=20, small_print=0), _WORDS),
     # For the base view with AnyRes tiles.
-    "anyres": Mix("instruct", Proportions(reading=30, small_print=50)),
+    "anyres": Mix("instruct", Proportions(single=54, counting=30, shapes=14, reading=40, small_print=40), _WORDS),
     # For the vision tower, which has letters to learn besides things.
     "see": Mix(
         "instruct", Proportions(single=50, pair=20, left_right=10, counting=20, shapes=10, reading=60, small_print=30)
