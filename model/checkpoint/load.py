@@ -1,24 +1,32 @@
 """A checkpoint directory becomes a model, a preprocessor and a prompter.
 
-Weights are mapped from disk and copied once, straight to their device and dtype. Nothing is unpickled and no code of
-the checkpoint is run.
+Weights are mapped from disk and copied once, straight to their device and dtype, by several threads at a time. Nothing
+is unpickled and no code of the checkpoint is run.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from model.checkpoint.files import StoredTensor, open_shard, read_json, stored_tensors
+from model.checkpoint.configuration import checked_config, read_config
+from model.checkpoint.files import checked_folder
+from model.checkpoint.tensors import StoredTensor, open_shard, stored_tensors
+from model.checkpoint.weights import is_finite
 from model.config import LlavaConfig
 from model.errors import CheckpointError
 from model.images import ImagePreprocessor, read_preprocessor
 from model.llava import LlavaModel
 from model.prompts import Prompter, load_prompter
 from model.rope import inverse_frequencies
+
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,8 @@ def load_checkpoint(
     path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> Checkpoint:
     """Loads a Hugging Face layout directory. Raises CheckpointError that says what is missing or does not fit."""
-    directory = Path(path)
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint directory")
-    config = LlavaConfig.from_hf(read_json(directory / "config.json"))
+    directory = checked_folder(path)
+    config = read_config(directory)
     prompter = load_prompter(directory, config)
     preprocessor = read_preprocessor(directory, config)
     return Checkpoint(directory, config, load_model(directory, config, device, dtype), preprocessor, prompter)
@@ -47,6 +53,7 @@ def load_checkpoint(
 
 def load_model(directory: Path, config: LlavaConfig, device: str | torch.device, dtype: torch.dtype) -> LlavaModel:
     """The weights alone. Tensors that the model does not use (unused vision layers) stay on disk."""
+    checked_config(config.raw, str(directory / "config.json"))
     with torch.device("meta"):
         model = LlavaModel(config)
     wanted = model.state_dict()
@@ -56,7 +63,12 @@ def load_model(directory: Path, config: LlavaConfig, device: str | torch.device,
         raise CheckpointError(
             f"{directory}: {len(missing)} tensors are missing, first {missing[0]}; does config.json fit the weights?"
         )
-    tensors = _read(wanted, stored, torch.device(device), dtype)
+    for name, like in wanted.items():
+        if stored[name].shape != tuple(like.shape):
+            raise CheckpointError(
+                f"{stored[name].file}: {name} has shape {list(stored[name].shape)}, the model needs {list(like.shape)}"
+            )
+    tensors = _read({name: stored[name] for name in wanted}, torch.device(device), dtype)
     model.load_state_dict(tensors, assign=True)
     rope = model.language_model.model.rope
     frequencies, _ = inverse_frequencies(config.text.rope, config.text.head_dim)
@@ -64,20 +76,38 @@ def load_model(directory: Path, config: LlavaConfig, device: str | torch.device,
     return model.eval().requires_grad_(False)
 
 
-def _read(
-    wanted: dict[str, torch.Tensor], stored: dict[str, StoredTensor], device: torch.device, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
+def _read(stored: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = [pool.submit(_read_some, part, device, dtype) for part in _shares(stored, threads)]
+        return {name: tensor for job in jobs for name, tensor in job.result().items()}
+
+
+def _shares(stored: Mapping[str, StoredTensor], threads: int) -> list[dict[str, StoredTensor]]:
+    """Runs of neighbours in a file, about as many bytes each as one thread's share."""
+    share = max(1, sum(tensor.nbytes for tensor in stored.values()) // threads)
     by_file: dict[Path, list[str]] = defaultdict(list)
-    for name in wanted:
+    for name in stored:
         by_file[stored[name].file].append(name)
-    tensors: dict[str, torch.Tensor] = {}
-    for file, names in by_file.items():
-        with open_shard(file) as shard:
-            for name in names:
-                tensor = shard.get_tensor(stored[name].name)
-                if tensor.shape != wanted[name].shape:
-                    raise CheckpointError(
-                        f"{file}: {name} has shape {list(tensor.shape)}, the model needs {list(wanted[name].shape)}"
-                    )
-                tensors[name] = tensor.to(device=device, dtype=dtype, copy=True)
+    shares: list[dict[str, StoredTensor]] = []
+    for names in by_file.values():
+        taken = share
+        for name in names:
+            if taken >= share:
+                shares.append({})
+                taken = 0
+            shares[-1][name] = stored[name]
+            taken += stored[name].nbytes
+    return shares
+
+
+def _read_some(part: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors of one file."""
+    tensors = {}
+    with open_shard(next(iter(part.values())).file) as shard:
+        for name, place in part.items():
+            tensor = shard.get_tensor(place.name).to(device=device, dtype=dtype, copy=True)
+            if not is_finite(tensor):
+                raise CheckpointError(f"{place.file}: {name} holds NaN or infinite numbers (as {dtype})")
+            tensors[name] = tensor
     return tensors

@@ -7,17 +7,17 @@ checkpoint that it came from.
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from model.checkpoint.files import open_shard, stored_tensors
-from model.errors import CheckpointError
+from model.checkpoint.files import checked_folder
+from model.checkpoint.folder import written_aside
+from model.checkpoint.tensors import StoredTensor, stored_tensors
+from model.checkpoint.weights import SHARD_BYTES, write_weights
 
-_WEIGHTS = "model.safetensors"
+_NOT_COPIED = (".safetensors", ".bin")
 
 
 def save_checkpoint(
@@ -26,27 +26,32 @@ def save_checkpoint(
     target: Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Writes `target` with `tensors` (canonical names) laid over those of `source`.
 
-    Raises CheckpointError if `target` exists.
+    Raises CheckpointError if `target` exists, if a number is not finite, or if writing fails.
     """
-    if target.exists():
-        raise CheckpointError(f"{target}: already exists; choose another name")
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    aside.mkdir(parents=True)
-    try:
-        merged = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-        for name, place in stored_tensors(source).items():
-            if name not in merged:
-                with open_shard(place.file) as shard:
-                    merged[name] = shard.get_tensor(place.name).to(dtype)
-        save_file(merged, aside / _WEIGHTS, metadata={"format": "pt"})
+    checked_folder(source)
+    given = {name: _in_memory(name, tensor) for name, tensor in tensors.items()}
+    whole = {name: tensor.cast(dtype) for name, tensor in {**stored_tensors(source), **given}.items()}
+    with written_aside(target, sum(tensor.nbytes for tensor in whole.values())) as aside:
+        write_weights(whole, aside, shard_bytes=shard_bytes)
         for file in source.iterdir():
-            if file.is_file() and file.suffix != ".safetensors" and file.name != "model.safetensors.index.json":
-                shutil.copy2(file, aside / file.name)
-        aside.rename(target)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+            # The manifest speaks of the weights that it came with.
+            if (
+                file.is_file()
+                and file.suffix not in _NOT_COPIED
+                and not file.name.endswith((".index.json", "manifest.json"))
+            ):
+                shutil.copyfile(file, aside / file.name)
     return target
+
+
+def _in_memory(name: str, tensor: torch.Tensor) -> StoredTensor:
+    values = tensor.detach()
+
+    def rows(first: int, last: int) -> torch.Tensor:
+        return (values[first:last] if values.dim() else values.reshape(1)).cpu()
+
+    return StoredTensor(Path("memory"), name, tuple(values.shape), values.dtype, rows)
