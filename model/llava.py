@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from model.config import LlavaConfig
@@ -21,7 +22,7 @@ from model.vision_tower import VisionTower
 
 
 class LlavaModel(nn.Module):
-    """`image_newline` ends each row of an unpadded high-resolution view; only AnyRes checkpoints have one."""
+    """`image_newline` ends each row of an unpadded high-resolution view; only checkpoints that cut tiles have one."""
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
@@ -30,6 +31,7 @@ class LlavaModel(nn.Module):
         self.multi_modal_projector = Connector(
             config.vision.hidden_size,
             config.text.hidden_size,
+            kind=config.connector,
             activation_name=config.connector_activation,
             bias=config.connector_bias,
         )
@@ -71,10 +73,12 @@ class LlavaModel(nn.Module):
         """[tiles, tokens, D] -> [layout.tokens, D]: base view, then the unpadded rows, a newline behind each."""
         base = features[0]
         if layout.unpad is None:
-            return base
+            return torch.cat([base, self.image_newline.to(base.dtype)[None]]) if layout.newline else base
         grid, box = self.config.vision.grid, layout.unpad
         rows = features[1:].view(layout.tiles_down, layout.tiles_across, grid, grid, -1)
         rows = rows.permute(0, 2, 1, 3, 4).reshape(layout.tiles_down * grid, layout.tiles_across * grid, -1)
         kept = rows[box.top : box.bottom, box.left : box.right]  # [rows, columns, D]
+        if layout.shrunk is not None:
+            kept = F.interpolate(kept.permute(2, 0, 1)[None], layout.shrunk, mode="bilinear")[0].permute(1, 2, 0)
         newline = self.image_newline.to(kept.dtype).expand(kept.shape[0], 1, -1)
         return torch.cat([base, torch.cat([kept, newline], dim=1).flatten(0, 1)])

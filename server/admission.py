@@ -77,8 +77,12 @@ def image_tokens(card: ModelCard, headers: Sequence[ImageHeader]) -> int:
         grid=card.image.grid,
         canvases=tuple(Canvas(*canvas) for canvas in card.image.canvases),
         extra_tokens=card.image.extra_tokens,
+        unpad=card.image.unpad,
+        max_tiles=card.image.max_tiles,
+        several_images=card.image.several_images,
+        newline=card.image.newline,
     )
-    counts = [geometry.layout(header.width, header.height).tokens for header in headers]
+    counts = [geometry.layout(header.width, header.height, len(headers)).tokens for header in headers]
     total = sum(counts)
     if total >= card.context_length:
         each = " + ".join(str(count) for count in counts[:8]) + (" + ..." if len(counts) > 8 else "")

@@ -110,7 +110,7 @@ class Intake:
         token_ids = await self._off_loop(lambda: self._build(messages, layouts))
         image_tokens = sum(layout.tokens for layout in layouts)
         max_tokens = budget.answer_tokens(len(token_ids), image_tokens, request.token_limit, "messages")
-        images = await asyncio.gather(*(self._off_loop(partial(self._prepare, file)) for file in files))
+        images = await asyncio.gather(*(self._off_loop(partial(self._prepare, file, len(files))) for file in files))
         return Prompt(token_ids, tuple(images)), max_tokens
 
     async def text(self, text: str, wanted: int | None, budget: TokenBudget) -> tuple[Prompt, int]:
@@ -148,7 +148,7 @@ class Intake:
             except ImageError as error:
                 raise bad_request(str(error), param=file.param, code="invalid_image") from None
             pixels += header.width * header.height
-            layouts.append(self._preprocessor.geometry.layout(header.width, header.height))
+            layouts.append(self._preprocessor.geometry.layout(header.width, header.height, len(files)))
         if pixels > self._limits.max_total_pixels:
             raise bad_request(
                 f"The images have {pixels} pixels together; at most {self._limits.max_total_pixels} are accepted.",
@@ -163,9 +163,9 @@ class Intake:
         except PromptError as error:
             raise bad_request(str(error), param="messages", code="invalid_prompt") from None
 
-    def _prepare(self, file: _ImageFile) -> PreparedImage:
+    def _prepare(self, file: _ImageFile, images: int) -> PreparedImage:
         try:
-            return self._preprocessor.prepare(file.data)
+            return self._preprocessor.prepare(file.data, images=images)
         except ImageError as error:
             raise bad_request(str(error), param=file.param, code="invalid_image") from None
 

@@ -113,6 +113,10 @@ def model_card(config: LlavaConfig, name: str, version: str, context_length: int
         grid=geometry.grid,
         canvases=[(canvas.width, canvas.height) for canvas in geometry.canvases],
         extra_tokens=geometry.extra_tokens,
+        unpad=geometry.unpad,
+        max_tiles=geometry.max_tiles,
+        several_images=geometry.several_images,
+        newline=geometry.newline,
     )
     return ModelCard(name, version, context_length, int(time.time()), image, max_images)
 

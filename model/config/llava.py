@@ -20,13 +20,14 @@ from model.config.fields import one_of, section
 from model.config.text import TextConfig, read_text
 from model.config.vision import VisionConfig, read_vision
 from model.errors import CheckpointError
-from model.geometry import Canvas, ImageGeometry, ImageMode, Rounding, SeveralImages
+from model.geometry import BaseView, Canvas, ImageGeometry, ImageMode, Rounding, SeveralImages
 
 ModelType = Literal["llava", "llava_next", "llava_onevision"]
 
 _MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
 _MODES = {"llava": ("crop", "pad"), "llava_next": ("anyres", "hd", "pad", "crop")}
 _MODES["llava_onevision"] = _MODES["llava_next"]
+_BASE_VIEWS: dict[ImageMode, BaseView] = {"crop": "crop", "pad": "pad", "hd": "pad", "anyres": "stretch"}
 
 # What a field is when config.json leaves it out: the defaults of transformers' configuration classes.
 _NEXT_CANVASES = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))  # (height, width)
@@ -78,11 +79,17 @@ class LlavaConfig:
     @property
     def geometry(self) -> ImageGeometry:
         """From (width, height) to tokens."""
+        strategy_fits = self.drop_cls == self.vision.has_cls_token
         return ImageGeometry(
             tile=self.vision.image_size,
             grid=self.vision.grid,
             canvases=self.canvases,
-            extra_tokens=0 if self.drop_cls or not self.vision.has_cls_token else 1,
+            extra_tokens=0 if strategy_fits else -1 if self.drop_cls else 1,
+            base=_BASE_VIEWS[self.image_mode],
+            unpad="covered" if self.image_mode == "hd" else self.rounding,
+            max_tiles=self.max_tiles,
+            several_images=self.several_images,
+            newline=self.has_newline and not self.canvases,
         )
 
     @classmethod

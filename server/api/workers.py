@@ -76,7 +76,8 @@ def check_registration(registration: Registration) -> None:
     if image is not None:
         _require(0 < image.tile <= 16384, "model.image.tile", "1 to 16384 pixels")
         _require(0 < image.grid <= 1024, "model.image.grid", "1 to 1024 patches")
-        _require(0 <= image.extra_tokens <= 16, "model.image.extra_tokens", "0 to 16")
+        _require(-1 <= image.extra_tokens <= 16, "model.image.extra_tokens", "-1 to 16")
+        _require(image.max_tiles is None or 0 < image.max_tiles <= 32767, "model.image.max_tiles", "1 to 32767")
         _require(len(image.canvases) <= 256, "model.image.canvases", "at most 256")
         for width, height in image.canvases:
             whole = 0 < width <= 65536 and 0 < height <= 65536 and width % image.tile == 0 and height % image.tile == 0

@@ -10,6 +10,8 @@ worker. Bodies are JSON (msgspec).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -20,6 +22,10 @@ class ImageCard(msgspec.Struct, frozen=True):
     grid: int
     canvases: list[tuple[int, int]]  # (width, height)
     extra_tokens: int = 0
+    unpad: Literal["truncate", "round7", "covered"] = "round7"
+    max_tiles: int | None = None
+    several_images: Literal["tiles", "base"] = "tiles"
+    newline: bool = False
 
 
 class ModelCard(msgspec.Struct, frozen=True):
