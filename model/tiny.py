@@ -7,6 +7,7 @@ loads them too. The tokenizer is byte-level, so every text round-trips.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from model.config import LlavaConfig
+from model.config import LlavaConfig, RopeConfig, TextConfig, VisionConfig, to_hf
+from model.config.llava import ModelType
+from model.generations import CLIP_L_224, GENERATIONS, SIGLIP_SO400M, Generation
 from model.llava import LlavaModel
 
 CHAT_TEMPLATE = """\
@@ -31,31 +34,49 @@ CHAT_TEMPLATE = """\
 {% endif -%}"""
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
+_IMAGE_TOKEN = 259
 _VOCABULARY = 320  # 256 bytes, four special tokens, padded to a multiple of 64
+_CLASSES = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
 
 
 def make_tiny_checkpoint(
     path: str | Path,
     *,
-    kind: Literal["llava", "llava_next"] = "llava_next",
-    vision: Literal["clip", "siglip"] = "clip",
-    text: Literal["llama", "mistral", "qwen2"] = "llama",
+    kind: ModelType = "llava_next",
+    generation: str | Generation | None = None,
+    vision: Literal["clip", "siglip"] | None = None,
+    text: Literal["llama", "mistral", "qwen2"] | None = None,
     hidden_size: int = 64,
     layers: int = 2,
     context_length: int = 2048,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes a checkpoint directory and returns it; an existing one of the same name is overwritten file by file."""
+    """Writes a checkpoint directory and returns it; an existing one of the same name is overwritten file by file.
+
+    `generation` is one of `model.generations.GENERATIONS`, by name or changed to taste; without it the checkpoint is
+    what transformers' class for `kind` is, with CLIP and Llama unless told otherwise.
+    """
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
-    raw = _config(kind, vision, text, hidden_size, layers, context_length)
-    config = LlavaConfig.from_hf(raw)
+    if generation is None:
+        chosen = _plain(kind, vision or "clip")
+        text = text or "llama"
+    else:
+        chosen = GENERATIONS[generation] if isinstance(generation, str) else generation
+        chosen = replace(chosen, vision=_vision(vision or chosen.vision.kind))
+    size = _text(text or chosen.text.kind, hidden_size, layers, context_length)
+    config = replace(chosen, text=size, image_token_id=_IMAGE_TOKEN).config
+    if generation is None:
+        config = replace(config, generation=None)
+    raw = to_hf(config)
+    raw["text_config"] |= {"bos_token_id": 256, "eos_token_id": 258, "pad_token_id": 256}
     _write(directory / "config.json", raw)
-    _write(directory / "preprocessor_config.json", _preprocessor(raw))
-    _write(directory / "processor_config.json", _processor(raw))
+    _write(directory / "preprocessor_config.json", _preprocessor(config))
+    _write(directory / "processor_config.json", _processor(config))
     _write_tokenizer(directory)
-    save_file(_random_weights(config, seed, dtype), directory / "model.safetensors", metadata={"format": "pt"})
+    weights = _random_weights(LlavaConfig.from_hf(raw), seed, dtype)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
 
@@ -77,82 +98,79 @@ def _random_weights(config: LlavaConfig, seed: int, dtype: torch.dtype) -> dict[
     return {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
 
 
-def _config(kind: str, vision: str, text: str, hidden: int, layers: int, context: int) -> dict[str, Any]:
+def _plain(kind: ModelType, vision: Literal["clip", "siglip"]) -> Generation:
+    """What transformers' class for `kind` is without a word from us."""
+    nearest = {"llava": "llava-1.5", "llava_next": "llava-next-2024-01", "llava_onevision": "llava-next-2024-05"}[kind]
+    return replace(
+        GENERATIONS[nearest],
+        vision=_vision(vision),
+        feature_layer=-2 if vision == "clip" else -1,
+        rounding="round7",
+    )
+
+
+def _vision(kind: Literal["clip", "siglip"]) -> VisionConfig:
+    like = {"clip": CLIP_L_224, "siglip": SIGLIP_SO400M}[kind]
+    return replace(like, image_size=56, hidden_size=32, intermediate_size=64, layers=3, heads=2)
+
+
+def _text(kind: Literal["llama", "mistral", "qwen2"], hidden: int, layers: int, context: int) -> TextConfig:
     heads = max(2, hidden // 16)
-    raw: dict[str, Any] = {
-        "model_type": kind,
-        "architectures": ["LlavaForConditionalGeneration" if kind == "llava" else "LlavaNextForConditionalGeneration"],
-        "image_token_index": 259,
-        "projector_hidden_act": "gelu",
-        "vision_feature_layer": -2 if vision == "clip" else -1,
-        "vision_feature_select_strategy": "default" if vision == "clip" else "full",
-        "tie_word_embeddings": text == "qwen2",
-        "text_config": {
-            "model_type": text,
-            "vocab_size": _VOCABULARY,
-            "hidden_size": hidden,
-            "intermediate_size": hidden * 2,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads // 2,
-            "max_position_embeddings": context,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": text == "qwen2",
-            "bos_token_id": 256,
-            "eos_token_id": 258,
-            "pad_token_id": 256,
-        },
-        "vision_config": {
-            "model_type": f"{vision}_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": 56,
-            "patch_size": 14,
-            "vision_use_head": False,
-            "projection_dim": 32,
-        },
-    }
-    if text == "mistral":
-        raw["text_config"]["sliding_window"] = None
-    if kind == "llava_next":
-        raw["image_grid_pinpoints"] = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
-    return raw
+    return TextConfig(
+        kind=kind,
+        vocab_size=_VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=hidden * 2,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads // 2,
+        head_dim=hidden // heads,
+        context_length=context,
+        norm_eps=1e-6,
+        activation="silu",
+        tied_embeddings=kind == "qwen2",
+        qkv_bias=kind == "qwen2",
+        output_bias=False,
+        mlp_bias=False,
+        rope=RopeConfig(),
+    )
 
 
-def _preprocessor(raw: dict[str, Any]) -> dict[str, Any]:
-    clip = raw["vision_config"]["model_type"] == "clip_vision_model"
-    size = raw["vision_config"]["image_size"]
-    next_kind = raw["model_type"] == "llava_next"
+def _preprocessor(config: LlavaConfig) -> dict[str, Any]:
+    clip, size = config.vision.kind == "clip", config.vision.image_size
+    square = {"height": size, "width": size}
     processor: dict[str, Any] = {
-        "image_processor_type": "LlavaNextImageProcessor" if next_kind else "LlavaImageProcessor",
+        "image_processor_type": _CLASSES[config.kind] + "ImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size} if next_kind else {"height": size, "width": size},
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        "size": square if config.kind == "llava_onevision" else {"shortest_edge": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "do_convert_rgb": True,
-        "do_pad": True,
+        "do_pad": config.image_mode != "crop",
         "resample": 3,
         "image_mean": [0.48145466, 0.4578275, 0.40821073] if clip else [0.5, 0.5, 0.5],
         "image_std": [0.26862954, 0.26130258, 0.27577711] if clip else [0.5, 0.5, 0.5],
     }
-    if next_kind:
-        processor["image_grid_pinpoints"] = raw["image_grid_pinpoints"]
+    if config.kind != "llava_onevision":
+        processor |= {"do_center_crop": True, "crop_size": square}
+    if config.canvases:
+        processor["image_grid_pinpoints"] = [[canvas.height, canvas.width] for canvas in config.canvases]
     return processor
 
 
-def _processor(raw: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "processor_class": "LlavaNextProcessor" if raw["model_type"] == "llava_next" else "LlavaProcessor",
-        "patch_size": raw["vision_config"]["patch_size"],
-        "vision_feature_select_strategy": raw["vision_feature_select_strategy"],
-        "num_additional_image_tokens": 1 if raw["vision_feature_select_strategy"] == "default" else 0,
+def _processor(config: LlavaConfig) -> dict[str, Any]:
+    processor: dict[str, Any] = {
+        "processor_class": _CLASSES[config.kind] + "Processor",
+        "vision_feature_select_strategy": "default" if config.drop_cls else "full",
         "image_token": "<image>",
+    }
+    if config.kind == "llava_onevision":
+        ratio = to_hf(config)["vision_aspect_ratio"]
+        return processor | {"num_image_tokens": config.vision.grid**2, "vision_aspect_ratio": ratio}
+    return processor | {
+        "patch_size": config.vision.patch_size,
+        "num_additional_image_tokens": int(config.drop_cls),
     }
 
 
