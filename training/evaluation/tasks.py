@@ -55,12 +55,19 @@ def demo_tasks(tile: int) -> tuple[Task, ...]:
     )
 
 
+def _chosen(turns: list[Turn], ordinal: int) -> Turn:
+    """The first of a scene's turns; of yes/no questions alternately one with each answer."""
+    if turns[0].family is Family.YES_NO:
+        return sorted(turns, key=lambda turn: turn.truth)[ordinal % len(turns)]
+    return turns[0]
+
+
 def items(task: Task, composer: Composer, count: int) -> list[Item]:
     """The first `count` questions of a task."""
     chosen = []
     for ordinal in range(count):
         scene = composer.scene_of(task.layout, ordinal)
-        turn = next(turn for turn in scene.turns if turn.family is task.family)
+        turn = _chosen([turn for turn in scene.turns if turn.family is task.family], ordinal)
         picture = scene.picture
         if task.squash is not None:
             picture = picture.resize(task.squash, Image.Resampling.BICUBIC)

@@ -18,7 +18,7 @@ SEE = SeeingRecipe(
     purpose="the vision tower learns what the patches of scenes show",
     parts={"vision_tower": PartPlan(1e-3, lora_rank=64, lora_alpha=64)},
     data=DataPlan("see/train.json", "see"),
-    epochs=2,
+    epochs=1.8,
 )
 
 NAME = replace(
@@ -27,7 +27,7 @@ NAME = replace(
     purpose="the connector learns the word embedding of what each patch shows",
     init_from="demo-see",
     parts={"connector": PartPlan(2e-3)},
-    epochs=0.8,
+    epochs=0.5,
 )
 
 ALIGN = Recipe(
@@ -37,7 +37,7 @@ ALIGN = Recipe(
     parts={"connector": PartPlan(1e-3)},
     data=DataPlan("caption/train.json", "caption"),
     view="base",
-    batch=32,
+    batch=16,
     epochs=0.32,
 )
 
@@ -46,14 +46,14 @@ INSTRUCT = Recipe(
     purpose="connector, language model and vision tower, questions and answers, base view",
     init_from="demo-align",
     parts={
-        "vision_tower": PartPlan(2e-4, lora_rank=64, lora_alpha=64),
+        "vision_tower": PartPlan(1e-4, lora_rank=64, lora_alpha=64),
         "connector": PartPlan(5e-4),
         "language_model": PartPlan(5e-4, lora_rank=48, lora_alpha=48),
     },
     data=DataPlan("instruct/train.json", "instruct"),
     view="base",
-    batch=16,
-    epochs=0.24,
+    batch=8,
+    epochs=0.5,
 )
 
 ANYRES = replace(

@@ -83,7 +83,7 @@ class Composer:
         turns = [
             phrases.naming(rng, kind.indefinite, kind.name),
             phrases.category(rng, kind, self.catalogue),
-            phrases.presence(rng, asked.indefinite, present),
+            *self._presence(rng, asked, present, [kind], self.catalogue.kinds),
             phrases.category_check(rng, self.catalogue.categories[other], fits),
             phrases.description(rng, f"The picture shows {kind.indefinite}. The background is {background.words}."),
         ]
@@ -121,7 +121,7 @@ class Composer:
         rng.shuffle(sides)
         others = [
             phrases.naming(rng, both, f"{left.name}+{right.name}"),
-            phrases.presence(rng, asked.indefinite, present),
+            *self._presence(rng, asked, present, [left, right], kinds),
             phrases.description(
                 rng,
                 f"The picture shows {left.indefinite} on the left and {right.indefinite} on the right. "
@@ -134,7 +134,7 @@ class Composer:
             return _scene(rng, layout, background, placed, others + plain, caption)
         rng.shuffle(others)
         # The side is asked before other answers give it away.
-        return _scene(rng, layout, background, placed, sides + others[:2], caption, keep_first=True)
+        return _scene(rng, layout, background, placed, sides + others, caption, keep_first=True)
 
     # Counting --------------------------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class Composer:
         turns = [
             phrases.counting(rng, kind.plural, count),
             phrases.naming(rng, things, kind.name),
-            phrases.presence(rng, asked.indefinite, present),
+            *self._presence(rng, asked, present, [kind], self.catalogue.countable),
             phrases.description(rng, f"The picture shows {things}. The background is {background.words}."),
         ]
         caption = phrases.caption(rng, f"{things} on {background.words}")
@@ -207,7 +207,8 @@ class Composer:
         same, held_out = ordinal % 2 == 0, layout is Layout.READING_UNSEEN
         pool = words(held_out=held_out, most_frequent=self.mix.most_frequent_words)
         asked = rng.choice(pool)
-        word = asked if same else rng.choice([w for w in rng.sample(pool, 2) if w != asked])
+        other = rng.choice([w for w in rng.sample(pool, 2) if w != asked])
+        word = asked if same else other
         font_file = rng.choice(self._fonts)
         small = layout is Layout.SMALL_PRINT
         size = rng.choice(SMALL_PRINT_SIZES if small else PICTURE_SIZES)
@@ -230,6 +231,7 @@ class Composer:
             phrases.spelling(rng, word),
             phrases.letter(rng, word, first=rng.random() < 0.5),
             phrases.word_check(rng, asked, same),
+            phrases.word_check(rng, other, not same),
             phrases.description(rng, f'The picture shows the word "{word}". The background is {background.words}.'),
         ]
         caption = phrases.caption(rng, f'the word "{word}" on {background.words}')
@@ -239,6 +241,19 @@ class Composer:
 
     def _cut_out(self, rng: Random, kind: Kind, box: Size, *, tilt: float) -> Image.Image:
         return self._sprites.cut_out(kind, rng.randrange(kind.variants), box, rng, tilt=tilt)
+
+    def _presence(
+        self, rng: Random, asked: Kind, present: bool, shown: Sequence[Kind], among: Sequence[Kind]
+    ) -> list[Turn]:
+        """Whether `asked` is there, and the same of another kind with the other answer.
+
+        Only the picture tells the two questions apart.
+        """
+        other = rng.choice(self._unlike(*shown, among=among) if present else list(shown))
+        return [
+            phrases.presence(rng, asked.indefinite, present),
+            phrases.presence(rng, other.indefinite, not present),
+        ]
 
     def _unlike(self, *kinds: Kind, among: Sequence[Kind] | None = None) -> list[Kind]:
         """Kinds (of `among`, or of all) that are none of `kinds` and that nobody would take for one of them."""
