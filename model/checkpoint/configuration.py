@@ -1,7 +1,7 @@
 """A checkpoint's config.json as a `LlavaConfig`, held within sizes that a model can have.
 
-The sizes are bounds against nonsense, since a hostile or damaged file must not cost memory. They lie far above any model
-of the family.
+The sizes are bounds against nonsense, since a hostile or damaged file must not cost memory. They lie far above any
+model of the family.
 """
 
 from __future__ import annotations

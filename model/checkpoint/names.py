@@ -79,7 +79,8 @@ def from_tower(name: str) -> str | None:
 def from_non_lora(name: str) -> str | None:
     """From `non_lora_trainables.bin`, whose names carry the wrappers that training had put around the model."""
     name = name.removeprefix("base_model.")
-    return from_original(name.removeprefix("model.") if name.startswith("model.model.") else name)
+    wrapped = name.startswith(("model.model.", "model.lm_head."))
+    return from_original(name.removeprefix("model.") if wrapped else name)
 
 
 def to_original(name: str, *, linear: bool) -> str:

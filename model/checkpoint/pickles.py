@@ -41,7 +41,7 @@ def read_pickled(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file}: expected a dictionary of tensors, found {type(loaded).__name__}")
     for name, tensor in loaded.items():
         _check_tensor(file, name, tensor)
-    return {name: tensor.detach() for name, tensor in loaded.items() if not name.endswith(_DERIVED)}
+    return {name: tensor.detach() for name, tensor in loaded.items()}
 
 
 def _check_form(file: Path) -> None:
