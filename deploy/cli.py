@@ -12,6 +12,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from deploy.checkpoint import app as checkpoint_app
+
 app = typer.Typer(
     name="tephra",
     help="Serves and trains the LLaVA family: an OpenAI-compatible chat API with images in front of many workers.",
@@ -22,6 +24,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Make training and test data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 eval_app = typer.Typer(help="Measure a model that is being served.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
 
@@ -42,6 +45,14 @@ def up(
     redis_url: Annotated[
         str | None, typer.Option(envvar="TEPHRA_REDIS_URL", help="Shared state; an embedded Valkey by default.")
     ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TEPHRA_CHAT_TEMPLATE",
+            metavar="NAME|FILE",
+            help="Prompt format to serve with; the checkpoint's by default.",
+        ),
+    ] = None,
     start_seconds: Annotated[
         float, typer.Option(envvar="TEPHRA_START_SECONDS", help="Most time for a worker to load its model.")
     ] = 900.0,
@@ -55,7 +66,7 @@ def up(
     from deploy.launcher import AlreadyTold, Launch, LaunchError
     from deploy.launcher import up as launch
 
-    options = Launch(model, host, port, workers, redis_url or None, start_seconds)
+    options = Launch(model, host, port, workers, redis_url or None, start_seconds, chat_template or None)
     try:
         code = launch(options, Console())
     except AlreadyTold:

@@ -62,6 +62,7 @@ class Launch:
     workers: int = 1
     redis_url: str | None = None  # None: an embedded Valkey
     start_seconds: float = 900.0  # most time for a worker to load its model
+    chat_template: str | None = None  # name or file; None: the checkpoint's own
 
 
 def up(launch: Launch, console: Console) -> int:
@@ -193,6 +194,7 @@ class _System:
             command = (
                 *(*_MODULE, "worker", "--model", checkpoint),
                 *(("--served-name", DEMO) if self._launch.model == DEMO else ()),
+                *(("--chat-template", self._launch.chat_template) if self._launch.chat_template else ()),
                 *("--host", "127.0.0.1", "--port", str(port), "--controller", self._base),
                 *("--drain-seconds", f"{_DRAIN_SECONDS:g}"),
             )

@@ -40,6 +40,8 @@ class Service:
     sampler: Sampler
     gate: Gate
     metrics: WorkerMetrics
+    stop_strings: tuple[str, ...] = ()  # that end a chat answer, in prompt formats that have no token for it
+    space_first: bool = False  # whether the prompt format lets a chat answer begin with a space
     device: str = "cpu"
     limits: ServiceLimits = ServiceLimits()
     api_keys: frozenset[str] = field(default=frozenset(), repr=False)
@@ -73,11 +75,13 @@ class Service:
         continues_text: bool,
     ) -> Generation:
         """Answers of a prompt stand side by side: index = prompt * n + answer, as in OpenAI's completions."""
+        ends = () if continues_text or request.ignore_eos else self.stop_strings
         rules = AnswerRules(
-            stops=request.stops,
+            stops=(*request.stops, *ends),
             min_tokens=request.min_tokens or 0,
             skip_special_tokens=request.skip_special_tokens is not False,
             continues_text=continues_text,
+            drop_first_space=self.space_first and not continues_text,
         )
         name = uuid.uuid4().hex
         answers = [

@@ -36,6 +36,9 @@ class WorkerSettings:
     model: str | None = _setting(None, "checkpoint directory in Hugging Face layout")
     served_name: str | None = _setting(None, "model name that clients send; default: the directory's name")
     version_id: str | None = _setting(None, "version that answers report; default: manifest.json's, else a digest")
+    chat_template: str | None = _setting(
+        None, "prompt format to serve with, by name (v1, qwen_1_5, ...) or a Jinja file; default: the checkpoint's"
+    )
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8100, "port to listen on; 0 takes a free one")
 

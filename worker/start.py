@@ -5,6 +5,7 @@ The one place where the worker's parts learn of each other. Nothing here answers
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from model.config import LlavaConfig
 from model.errors import ModelError
 from model.images import ImagePreprocessor
 from model.prompts import Prompter
+from model.prompts.templates import TEMPLATES, compare_templates, family_template, find_template
 from server.media.fetch import ImageFetcher
 from server.protocol.registration import ImageCard, ModelCard
 from worker.answers.token_bytes import TokenBytes
@@ -29,6 +31,8 @@ from worker.sampling import Sampler
 from worker.service import Service, ServiceLimits
 from worker.settings import StartError, WorkerSettings
 from worker.version import checkpoint_version
+
+log = logging.getLogger("tephra.worker")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,13 +59,32 @@ def start_service(settings: WorkerSettings) -> Service:
         version = settings.version_id or checkpoint_version(directory)
         metrics = WorkerMetrics(name, version)
         engine = NativeEngine(checkpoint.model, _engine_config(settings), observer=metrics)
-        files = ModelFiles(checkpoint.config, checkpoint.prompter, checkpoint.preprocessor)
+        prompter = choose_prompter(checkpoint.prompter, checkpoint.config, directory, settings.chat_template)
+        files = ModelFiles(checkpoint.config, prompter, checkpoint.preprocessor)
         service = assemble(settings, files, engine, metrics, name=name, version=version)
         return replace(service, device=device)
     except (ModelError, ValueError, OSError) as error:
         raise StartError(" ".join(str(error).split())) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartError(f"not enough memory on {device} for {directory}") from error
+
+
+def choose_prompter(own: Prompter, config: LlavaConfig, directory: Path, wanted: str | None) -> Prompter:
+    """The checkpoint's own, or with the template that was asked for. Logs one line where the template that is served
+    is not what the checkpoint's family was trained with. Raises PromptError."""
+    prompter = own if wanted is None else own.with_template(find_template(wanted))
+    family = family_template(config.raw, str(directory.resolve()), own.special_tokens)
+    if family is not None and prompter.template is not None:
+        differences = compare_templates(prompter.template, TEMPLATES[family])
+        if differences:
+            log.warning(
+                "The chat template is not the format '%s' that this model's family was trained with: it %s. "
+                "Answers may suffer; --chat-template %s serves with that format.",
+                family,
+                "; it ".join(differences),
+                family,
+            )
+    return prompter
 
 
 def assemble(
@@ -93,6 +116,8 @@ def assemble(
         intake=Intake(files.prompter, files.preprocessor, source or ImageFetcher(settings, metrics), limits),
         tokens=TokenBytes(files.prompter.tokenizer),
         sampler=Sampler(files.config.text.vocab_size, files.prompter.stop_token_ids),
+        stop_strings=files.prompter.stop_strings,
+        space_first=files.prompter.puts_space_first,
         gate=gate,
         metrics=metrics,
         limits=ServiceLimits(

@@ -80,11 +80,12 @@ def attempt(render: Render, messages: list[Message], generation: bool) -> str | 
 
 
 def _takes_parts(render: Render, image_token: str) -> bool:
-    for text in ([{"type": "text", "text": QUESTION}], []):
-        content = [{"type": "image"}, *text]
-        rendered = attempt(render, [{"role": "user", "content": content}], False)
-        if rendered is not None:
-            return image_token in rendered and "'type'" not in rendered and (not text or QUESTION in rendered)
+    """Either with words beside the picture, or, in a format that has no place for words, without."""
+    for words in (QUESTION, ""):
+        content = [{"type": "image"}, *([{"type": "text", "text": words}] if words else [])]
+        rendered = attempt(render, [{"role": "user", "content": content}], False) or ""
+        if image_token in rendered and words in rendered and "'type'" not in rendered:
+            return True
     return False
 
 

@@ -15,6 +15,7 @@ from model.prompts.prompter import Prompter
 
 def load_prompter(directory: Path, config: LlavaConfig) -> Prompter:
     """Reads tokenizer and template files. Raises CheckpointError."""
+    where, template = _template_file(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False, use_fast=True
@@ -29,15 +30,16 @@ def load_prompter(directory: Path, config: LlavaConfig) -> Prompter:
         )
     if tokenizer.convert_ids_to_tokens(config.image_token_id) is None:
         raise CheckpointError(f"{directory}: the tokenizer does not know the image token id {config.image_token_id}")
-    where, template = _template(directory, tokenizer)
+    if template is None and isinstance(tokenizer.chat_template, str):
+        where, template = directory / "tokenizer_config.json", tokenizer.chat_template
     try:
         return Prompter(tokenizer, template, config.image_token_id, _stop_ids(directory, tokenizer))
     except PromptError as error:
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def _template(directory: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Path, str | None]:
-    """chat_template.jinja, chat_template.json (transformers 4.4x processors), then the tokenizer's own."""
+def _template_file(directory: Path) -> tuple[Path, str | None]:
+    """chat_template.jinja, else chat_template.json (transformers 4.4x processors); None: the tokenizer's own counts."""
     jinja = directory / "chat_template.jinja"
     if jinja.is_file():
         try:
@@ -45,12 +47,8 @@ def _template(directory: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Path
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{jinja}: cannot be read as UTF-8 text ({error})") from error
     legacy = directory / "chat_template.json"
-    if legacy.is_file():
-        template = _json(legacy).get("chat_template")
-        if isinstance(template, str):
-            return legacy, template
-    own = tokenizer.chat_template
-    return directory / "tokenizer_config.json", own if isinstance(own, str) else None
+    template = _json(legacy).get("chat_template") if legacy.is_file() else None
+    return legacy, template if isinstance(template, str) else None
 
 
 def _stop_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

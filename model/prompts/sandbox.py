@@ -153,7 +153,10 @@ class _Meter(NodeTransformer):
 
     def _call(self, name: str, arguments: list[nodes.Expr], like: nodes.Node) -> nodes.Call:
         call = nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None)
-        return call.set_lineno(like.lineno, override=False).set_environment(like.environment)
+        call.set_lineno(like.lineno)
+        if like.environment is not None:
+            call.set_environment(like.environment)
+        return call
 
 
 def _count_step() -> str:

@@ -26,6 +26,7 @@ class AnswerRules:
     min_tokens: int = 0  # stop strings are not looked for in the text of the first `min_tokens` tokens
     skip_special_tokens: bool = True
     continues_text: bool = False  # a raw completion: a leading space belongs to the answer
+    drop_first_space: bool = False  # a leading space belongs to the prompt format
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Answer:
         self._rules = rules
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopStrings(rules.stops)
-        self._drop_space = tokens.drops_first_space and not rules.continues_text
+        self._drop_space = rules.drop_first_space or (tokens.drops_first_space and not rules.continues_text)
         self._decoded = 0  # characters decoded so far
         self._released = 0  # of those, given out
         self._scores: deque[tuple[TokenScore, int]] = deque()  # with the place where the token's text ends

@@ -1,6 +1,7 @@
 """Which format a checkpoint was trained with, told from its configuration and names, as the reference tells it.
 
-The facts: `llava/serve/cli.py` of LLaVA picks by the checkpoint's name; LLaVA-NeXT's model types name the language model.
+The facts: `llava/serve/cli.py` of LLaVA picks by the checkpoint's name; the model types of LLaVA-NeXT name the language
+model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which of our formats a Jinja text is, and what a text does otherwise than it: by what it renders, not how it is spelt."""
+"""Which of our formats a Jinja text is, and what a text does otherwise than a format: by what it renders."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _picture_differences(theirs: _Rendered, ours: _Rendered) -> Iterator[str]:
     asked = [side.attempt(side.message("user", QUESTION, images=2)) for side in (theirs, ours)]
     their, our = (None if text is None else text[text.find(_IMAGE) : text.find(QUESTION)] for text in asked)
     if asked[0] is not None and asked[0].count(_IMAGE) != 2:
-        yield f"gives two images {asked[0].count(_IMAGE)} places"
+        yield f"has places for {asked[0].count(_IMAGE)} of two images"
     elif their is None and our is not None:
         yield "refuses images beside a question"
     elif their is not None and our is not None and their != our:

@@ -1,8 +1,8 @@
 """The templates' sources, put together from the Jinja files beside this one.
 
 Each file holds what is its format's own. All get the macros of `message.jinja`; formats that know nothing but questions
-and answers in turn get `turns.jinja`, which refuses the rest. A source is whole: it needs no file beside it. Where every
-string comes from is said in docs/prompts.md.
+and answers in turn get `turns.jinja`, which refuses the rest. A source is whole: it needs no file beside it. Where its
+strings come from is said in docs/prompts.md.
 """
 
 from __future__ import annotations
