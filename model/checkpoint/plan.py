@@ -82,10 +82,10 @@ def write_checkpoint(
     total = plan.weights_bytes
     with written_aside(target, total) as aside:
         digests = write_weights(
-            plan.tensors, aside, shard_bytes=shard_bytes, advance=_counter("writing", total, progress)
+            plan.tensors, aside, shard_bytes=shard_bytes, advance=counter("writing", total, progress)
         )
         _write_small_files(plan, aside)
-        _read_back(aside, digests, _counter("checking", total, progress))
+        _read_back(aside, digests, counter("checking", total, progress))
         config = read_config(aside)
         load_prompter(aside, config)
         manifest = build_manifest(aside, digests, name=name or config.generation or config.kind, source=plan.layout)
@@ -115,7 +115,7 @@ def _read_back(folder: Path, digests: Mapping[str, str], advance: Callable[[int]
             raise CheckpointError(f"{tensor.file}: {name} reads back otherwise than it was written; is the disk sound?")
 
 
-def _counter(phase: str, total: int, progress: Progress | None) -> Callable[[int], None]:
+def counter(phase: str, total: int, progress: Progress | None) -> Callable[[int], None]:
     done = 0
 
     def advance(size: int) -> None:

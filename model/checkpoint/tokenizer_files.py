@@ -74,11 +74,13 @@ def plan_tokenizer(directory: Path, new_tokens: Sequence[str]) -> TokenizerPlan:
     return TokenizerPlan(tokenizer, _settings_with(settings, tokenizer, missing))
 
 
-def write_tokenizer(plan: TokenizerPlan, folder: Path, *, processor: str) -> None:
+def write_tokenizer(plan: TokenizerPlan, folder: Path, *, processor: str | None = None) -> None:
     """tokenizer.json and tokenizer_config.json. The chat template has a file of its own."""
     (folder / "tokenizer.json").write_text(plan.tokenizer.to_str(pretty=True) + "\n", "utf-8")
     settings = {name: value for name, value in plan.settings.items() if name != "chat_template"}
-    text = json.dumps({**settings, "processor_class": processor}, indent=2, ensure_ascii=False)
+    if processor is not None:
+        settings["processor_class"] = processor
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
     (folder / _CONFIG).write_text(text + "\n", "utf-8")
 
 
