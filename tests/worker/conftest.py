@@ -177,11 +177,18 @@ Open = Callable[..., Awaitable[Stage]]
 
 @pytest.fixture
 async def stage(files: ModelFiles, props: Props) -> AsyncIterator[Open]:
-    """Opens a worker: `await stage(say("Hello."), max_images=2)`; settings by name, `source=` for remote images."""
+    """Opens a worker: `await stage(say("Hello."), max_images=2)`; settings by name, `source=` for remote images,
+    `files=` for another model than the tiny one."""
+    tiny = files
     async with AsyncExitStack() as stack:
 
         async def open_stage(
-            script: Script | None = None, *, engine: Any = None, source: Any = None, **fields: Any
+            script: Script | None = None,
+            *,
+            engine: Any = None,
+            source: Any = None,
+            files: ModelFiles = tiny,
+            **fields: Any,
         ) -> Stage:
             settings = WorkerSettings(model="tiny", **fields)
             engine = engine or ScriptedEngine(script or props.say("Hello."))
