@@ -75,7 +75,7 @@ def import_(
     dtype: Dtype = DtypeName.KEEP,
     shard_gb: ShardSize = 5.0,
 ) -> None:
-    """Turn anyone's LLaVA, in the original layout or Hugging Face's, into one that Tephra, transformers and vLLM load."""
+    """Turn anyone's LLaVA, original or Hugging Face layout, into one that Tephra, transformers and vLLM load."""
     with _told() as console:
         from model.checkpoint.importing import ImportOptions, plan_import
         from model.checkpoint.plan import write_checkpoint
