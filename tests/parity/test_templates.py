@@ -1,6 +1,6 @@
 """Our templates against the reference's strings, rendered by transformers' own `apply_chat_template`.
 
-The strings are what LLaVA and LLaVA-NeXT build (`llava/conversation.py`, and for v0 `llava/train/train.py`) for a system
+The strings are what LLaVA and LLaVA-NeXT build (`llava/conversation.py`; v0: `llava/train/train.py`) for a system
 message or none, a question with a picture, an answer and a second question: written out by hand from there.
 """
 
