@@ -82,7 +82,8 @@ def up(
 def controller(context: typer.Context) -> None:
     """Run the controller alone; 'tephra controller --help' lists its settings."""
     from server.__main__ import run
-    from server.settings import SettingsError, read_settings
+    from server.protocol.flags import SettingsError
+    from server.settings import read_settings
 
     try:
         settings = read_settings(context.args)
@@ -94,7 +95,8 @@ def controller(context: typer.Context) -> None:
 @app.command(context_settings=_PASSED_ON)
 def worker(context: typer.Context) -> None:
     """Run one worker alone, on the demo model by default; 'tephra worker --help' lists its settings."""
-    from worker.settings import SettingsError, read_settings
+    from server.protocol.flags import SettingsError
+    from worker.settings import read_settings
 
     try:
         settings = read_settings(context.args, {"TEPHRA_MODEL": DEMO, **os.environ})

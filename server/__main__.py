@@ -13,8 +13,9 @@ import uvloop
 
 from server.controller import Controller
 from server.listen import ControllerServer, bind
-from server.logs import configure_logging
-from server.settings import Settings, SettingsError, read_settings
+from server.protocol.flags import SettingsError
+from server.protocol.log_lines import configure_logging
+from server.settings import Settings, read_settings
 from server.state import EmbeddedValkey, StateError
 
 
@@ -28,7 +29,7 @@ def main() -> int:
 
 def run(settings: Settings) -> int:
     """Returns the exit code: 0 after a stop in good order, 1 with one line on stderr when it could not start."""
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, "tephra")
     embedded: EmbeddedValkey | None = None
     listener: socket.socket | None = None
     try:

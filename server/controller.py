@@ -12,12 +12,13 @@ from server.auth import AdminAuth, ClientAuth, WorkerAuth
 from server.media.fetch import ImageFetcher, Resolve, resolve_by_system
 from server.media.images import ImageResolver
 from server.metrics import Metrics
+from server.protocol.flags import SettingsError
 from server.registry.membership import Membership
 from server.registry.store import RegistryStore, StoreErrors
 from server.registry.table import WorkerTable
 from server.relay import Relay
 from server.routing.router import POLICIES, Router
-from server.settings import Settings, SettingsError
+from server.settings import Settings
 from server.state import StateError
 from server.stats import Stats
 from server.watch import Watches

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from server.protocol.flags import SettingsError
 from worker.serve import run
-from worker.settings import SettingsError, read_settings
+from worker.settings import read_settings
 
 
 def main() -> int:

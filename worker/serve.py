@@ -10,13 +10,13 @@ from pathlib import Path
 
 import uvloop
 
-from worker.logs import configure_logging
+from server.protocol.log_lines import configure_logging
 from worker.settings import StartError, WorkerSettings
 
 
 def run(settings: WorkerSettings) -> int:
     """Serves until a signal. Returns the exit code: 1, with one line on standard error, when it cannot start."""
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, "tephra", "worker", "model")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the model loads there is nothing to finish
     try:
         _check_model(settings)

@@ -15,7 +15,8 @@ import pytest
 from aiohttp import web
 
 from server.__main__ import main, run
-from server.settings import Settings, SettingsError, flag, read_settings
+from server.protocol.flags import SettingsError, flag
+from server.settings import Settings, read_settings
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("TEPHRA_")}
 

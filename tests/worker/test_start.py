@@ -19,10 +19,11 @@ import pytest
 
 from model.errors import CheckpointError
 from model.tiny import make_tiny_checkpoint
+from server.protocol.flags import SettingsError
 from worker.engine.observer import RequestReport, StepReport
 from worker.engine.protocol import EngineLoad
 from worker.metrics import WorkerMetrics
-from worker.settings import SettingsError, WorkerSettings, read_settings
+from worker.settings import WorkerSettings, read_settings
 from worker.version import checkpoint_version
 
 ROOT = Path(__file__).parents[2]

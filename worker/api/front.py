@@ -68,7 +68,7 @@ class Front:
             if not status:
                 await error_response(error)(scope, receive, send_with_id)
         except Exception:
-            log.exception("A request failed", extra={"request_id": request_id})
+            log.exception("A request failed", extra={"fields": {"request_id": request_id}})
             if not status:
                 await error_response(internal_error(request_id))(scope, receive, send_with_id)
         finally:
@@ -78,7 +78,7 @@ class Front:
             log.log(
                 logging.DEBUG if quiet else logging.INFO,
                 "request",
-                extra={**fields, "status": status, "ms": milliseconds},
+                extra={"fields": {**fields, "status": status, "ms": milliseconds}},
             )
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:

@@ -94,7 +94,7 @@ class EventStream(Response):
         except OSError as error:
             raise ClientGone from error
         except Exception:
-            log.exception("The stream failed", extra={"request_id": self._request_id})
+            log.exception("The stream failed", extra={"fields": {"request_id": self._request_id}})
             frame = sse_frame(internal_error(self._request_id).body())
             await send({"type": "http.response.body", "body": frame, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

@@ -1,4 +1,7 @@
-"""Log lines as JSON on standard error, one a line. No prompt or answer text is ever given to a logger here."""
+"""Structured logs of every process: one JSON object a line on stderr.
+
+No prompt text, no answer, no picture and no key is ever given to a logger.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,32 @@ from datetime import UTC, datetime
 
 import orjson
 
-# What requests attach to their lines (`extra=`).
-_FIELDS = ("request_id", "method", "path", "status", "ms")
-
 
 class JsonLines(logging.Formatter):
+    """`logger.info("event", extra={"fields": {...}})` -> {"time", "level", "logger", "event", ...fields}."""
+
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
         }
-        line |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line).decode()
+        return orjson.dumps(line, default=str).decode()
 
 
-def configure_logging(level: str) -> None:
-    """For a process of its own; whoever embeds the worker keeps their own logging."""
+def configure_logging(level: str, *ours: str) -> None:
+    """`ours` are logged from `level` on, everything else from warnings on.
+
+    For a process of its own; whoever embeds a part keeps their own logging.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in ("tephra", "worker", "model"):
+    for name in ours:
         logging.getLogger(name).setLevel(level.upper())
