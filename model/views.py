@@ -1,8 +1,8 @@
 """The views of a picture that the vision tower sees, as 8-bit RGB squares: the whole picture, and the tiles.
 
 Resizing is Pillow's bicubic on 8-bit pixels, as in the references and in Hugging Face's Pillow processors. Pillow works
-in two passes, across and then down, and rounds to 8 bits between them: the padded square and the centre crop are made
-pass by pass, with the same bytes as result, so that no picture is ever laid out larger than it must be.
+in two passes, across and then down, and rounds to 8 bits between them: a padded square is made pass by pass, with the
+same bytes as result but without the square, which would take gigabytes for a picture of one long line.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ Colour = tuple[int, int, int]
 
 _BICUBIC = Image.Resampling.BICUBIC
 _BAND_PIXELS = 4_000_000  # of a padded square that are laid out at once
+_SQUARE_PIXELS = 16_000_000  # of a padded square that are worth working through for a thin picture
 _LONGEST_CROP = 64  # times as long as wide; see `_crop_centre`
 
 
@@ -64,19 +65,28 @@ def _crop_centre(image: Image.Image, size: int) -> Image.Image:
 
 
 def _pad_square(image: Image.Image, size: int, ground: Colour) -> Image.Image:
-    """The picture in the middle of a square of its longer side, resized; the square itself is never made."""
+    """The picture in the middle of a square of its longer side, resized.
+
+    A tall picture's first pass goes through the whole square, row by row. Where that is many times the picture, the
+    passes change places: the cost falls to the picture's own, and one value in fifty or fewer differs by one step of 255.
+    """
     width, height = image.size
     if width == height:
         return image.resize((size, size), _BICUBIC)
     side = max(width, height)
-    narrow = Image.new("RGB", (size, side), ground)  # the square after the first pass
+    left, top = (side - width) // 2, (side - height) // 2
     if width > height:
-        narrow.paste(image.resize((size, height), _BICUBIC), (0, (side - height) // 2))
-    else:
+        half = Image.new("RGB", (size, side), ground)
+        half.paste(image.resize((size, height), _BICUBIC), (0, top))
+    elif side * side <= max(_SQUARE_PIXELS, 2 * width * height):
+        half = Image.new("RGB", (size, side), ground)
         rows = max(1, _BAND_PIXELS // side)
-        for top in range(0, side, rows):
-            bottom = min(top + rows, side)
-            band = Image.new("RGB", (side, bottom - top), ground)
-            band.paste(image.crop((0, top, width, bottom)), ((side - width) // 2, 0))
-            narrow.paste(band.resize((size, bottom - top), _BICUBIC), (0, top))
-    return narrow.resize((size, size), _BICUBIC)
+        for first in range(0, side, rows):
+            last = min(first + rows, side)
+            band = Image.new("RGB", (side, last - first), ground)
+            band.paste(image.crop((0, first, width, last)), (left, 0))
+            half.paste(band.resize((size, last - first), _BICUBIC), (0, first))
+    else:
+        half = Image.new("RGB", (side, size), ground)
+        half.paste(image.resize((width, size), _BICUBIC), (left, 0))
+    return half.resize((size, size), _BICUBIC)

@@ -110,9 +110,12 @@ class LlavaConfig:
         token = raw.get("image_token_index", raw.get("image_token_id", token))
         if not isinstance(token, int) or not 0 <= token < text.vocab_size:
             raise CheckpointError(f"image_token_index {token!r} lies outside the vocabulary of {text.vocab_size}")
-        ours = raw.get("tephra") or {}
+        ours = raw.get("tephra", {})
         if not isinstance(ours, Mapping):
             raise CheckpointError(f"tephra: expected a JSON object, got {ours!r}")
+        generation = ours.get("generation")
+        if not isinstance(generation, str | None):
+            raise CheckpointError(f"tephra.generation: expected a preset's name, got {generation!r}")
         mode = one_of(ours, "tephra", "images", _MODES[kind], "crop" if kind == "llava" else "anyres")
         config = cls(
             kind=kind,
@@ -131,7 +134,7 @@ class LlavaConfig:
             several_images=one_of(
                 ours, "tephra", "several_images", ("tiles", "base"), "base" if kind == "llava_onevision" else "tiles"
             ),
-            generation=ours.get("generation"),
+            generation=generation,
             raw=dict(raw),
         )
         config._check()
