@@ -51,13 +51,12 @@ class SegmentAttention:
         self._scatter = kept.flatten().nonzero().squeeze(1)  # [T] -> place in [B*L]
         self._mask: torch.Tensor | None = None  # [L, L] or [B, 1, L, L]
         self._hidden: torch.Tensor | None = None
-        windowed = sliding_window is not None and longest > sliding_window
-        if windowed:
+        if sliding_window is not None and longest > sliding_window:
+            if branches is not None:
+                raise ValueError("independent turns cannot be longer than the sliding window")
             distance = columns[:, None] - columns
             self._mask = (distance >= 0) & (distance < sliding_window)
         if branches is not None:
-            if windowed:
-                raise ValueError("independent turns cannot be longer than the sliding window")
             laid = branches[self._gather].view(*self._shape)
             visible = (laid[:, None, :] == 0) | (laid[:, None, :] == laid[:, :, None])  # [B, L, L]
             self._mask = (visible & (columns[:, None] >= columns))[:, None]
