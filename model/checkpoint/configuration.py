@@ -32,6 +32,11 @@ def read_config(directory: Path) -> LlavaConfig:
 
 def checked_config(raw: Mapping[str, Any], origin: str) -> LlavaConfig:
     """`origin` is where `raw` comes from, for the message of a CheckpointError."""
+    pinpoints = raw.get("image_grid_pinpoints")
+    if isinstance(pinpoints, list) and len(pinpoints) > _MAX_CANVASES:
+        raise CheckpointError(
+            f"{origin}: image_grid_pinpoints has {len(pinpoints)} pairs: expected at most {_MAX_CANVASES}"
+        )
     try:
         config = LlavaConfig.from_hf(raw)
         _check_sizes(config, origin)
@@ -58,7 +63,6 @@ def _check_sizes(config: LlavaConfig, origin: str) -> None:
         ("text_config.head_dim", text.head_dim, _MAX_WIDTH),
         ("text_config.vocab_size", text.vocab_size, _MAX_VOCABULARY),
         ("text_config.max_position_embeddings", text.context_length, _MAX_CONTEXT),
-        ("image_grid_pinpoints", max(len(config.canvases), 1), _MAX_CANVASES),
     ):
         if not isinstance(value, int) or not 1 <= value <= most:
             raise CheckpointError(f"{origin}: {field} {value!r}: expected 1 to {most}")

@@ -23,9 +23,9 @@ from model.checkpoint.tensors import StoredTensor, stored_tensors
 from model.checkpoint.tokenizer_files import TokenizerPlan, plan_tokenizer
 from model.checkpoint.weights import tensor_digest
 from model.config import LlavaConfig
-from model.errors import CheckpointError, ModelError
+from model.errors import CheckpointError, ModelError, PromptError
 from model.images import read_preprocessor
-from model.prompts import load_prompter
+from model.prompts import ChatMessage, ImagePart, Prompter, TextPart, load_prompter
 from model.prompts.templates import TEMPLATES, compare_templates, recognise_template
 from model.prompts.templates.choice import family_template
 
@@ -106,7 +106,7 @@ def _tokenizer_and_template(directory: Path, config: LlavaConfig) -> Iterator[Fi
                     "fault", f"generation_config.json: eos_token_id {stop!r} is beyond the vocabulary of {rows}"
                 )
         yield from _template(directory, config, tokenizer)
-        load_prompter(directory, config)
+        yield from _rendering(load_prompter(directory, config), config)
     except ModelError as error:
         yield Finding("fault", str(error))
 
@@ -126,6 +126,19 @@ def _template(directory: Path, config: LlavaConfig, tokenizer: TokenizerPlan) ->
         return
     for difference in compare_templates(template, TEMPLATES[family]):
         yield Finding("template", f"the chat template {difference} (compared with {family})")
+
+
+def _rendering(prompter: Prompter, config: LlavaConfig) -> Iterator[Finding]:
+    """Whether the template takes a question at all, with a picture or without."""
+    layout = config.geometry.layout(config.vision.image_size, config.vision.image_size)
+    refusals = []
+    for parts, layouts in (((TextPart("?"),), []), ((ImagePart(), TextPart("?")), [layout])):
+        try:
+            prompter.build([ChatMessage("user", parts)], layouts)
+        except PromptError as error:
+            refusals.append(str(error))
+    if len(refusals) == 2 and "no chat template" not in refusals[0]:
+        yield Finding("template", refusals[0])
 
 
 def _images(directory: Path, config: LlavaConfig) -> Iterator[Finding]:

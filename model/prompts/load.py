@@ -21,7 +21,9 @@ def load_prompter(directory: Path, config: LlavaConfig) -> Prompter:
             str(directory), local_files_only=True, trust_remote_code=False, use_fast=True
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise CheckpointError(f"{directory}: the tokenizer cannot be loaded ({error})") from error
+        raise CheckpointError(
+            f"{directory}: the tokenizer cannot be loaded ({' '.join(str(error).split())})"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{directory}: no fast tokenizer (tokenizer.json)")
     if len(tokenizer) > config.text.vocab_size:
