@@ -32,6 +32,8 @@ from training.progress import StepLog, TrainingProgress
 from training.recipes.recipe import Recipe
 from training.schedule import cosine_with_warmup
 
+_SAVE_SECONDS = 300.0  # a run that is cut off leaves the parts that it had trained by then
+
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the message names the cause."""
@@ -79,7 +81,8 @@ class Trainer:
         objective = self.accelerator.prepare(Objective(self._model))
         rates = [part.plan.learning_rate for part in self._parts]
         trainable = [parameter for part in self._parts for parameter in part.parameters]
-        started, log = time.monotonic(), StepLog(self.paths.output / "log.jsonl", self.accelerator.is_main_process)
+        started = saved = time.monotonic()
+        log = StepLog(self.paths.output / "log.jsonl", self.accelerator.is_main_process)
         with TrainingProgress(self._console, recipe.name, self.steps) as progress:
             for step, batch in enumerate(self._batches()):
                 factor = cosine_with_warmup(step, self.steps, recipe.warmup)
@@ -95,6 +98,9 @@ class Trainer:
                 told = {"step": step, "loss": loss, "norm": norm, "rate": factor, "positions": positions}
                 log.write(told, tokens=tokens)
                 progress.advance(loss, positions * self.accelerator.num_processes)
+                if self.accelerator.is_main_process and time.monotonic() - saved > _SAVE_SECONDS:
+                    save_parts(self._model, recipe.parts, self.paths.output)
+                    saved = time.monotonic()
         self._finish(log, time.monotonic() - started)
 
     def _backward(self, objective: torch.nn.Module, batch: Batch) -> tuple[float, int]:
