@@ -15,7 +15,7 @@ from deploy.cli import app
 
 pytestmark = pytest.mark.timeout(600)
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-BELOW = {"data": ["demo"], "eval": ["demo"]}
+BELOW = {"checkpoint": ["import"], "data": ["demo"], "eval": ["demo"]}
 
 
 @pytest.mark.parametrize("command", [[name, *BELOW.get(name, [])] for name in COMMANDS], ids=" ".join)
