@@ -68,7 +68,7 @@ def _pad_square(image: Image.Image, size: int, ground: Colour) -> Image.Image:
     """The picture in the middle of a square of its longer side, resized.
 
     A tall picture's first pass goes through the whole square, row by row. Where that is many times the picture, the
-    passes change places: the cost falls to the picture's own, and one value in fifty or fewer differs by one step of 255.
+    passes change places: the cost falls to the picture's own, and about one value in fifty differs by one step of 255.
     """
     width, height = image.size
     if width == height:

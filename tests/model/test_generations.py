@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from model.checkpoint import load_checkpoint
@@ -140,6 +141,17 @@ def test_without_our_section_config_json_means_what_transformers_does(kind: str,
     assert (config.connector, config.rounding, config.generation) == ("mlp", "round7", None)
     assert config.several_images == ("base" if kind == "llava_onevision" else "tiles")
     assert config.max_tiles == (9 if kind == "llava_onevision" else None)
+
+
+@torch.inference_mode()
+def test_a_patch_dropped_in_place_of_a_cls_token_is_not_counted(tmp_path: Path) -> None:
+    path = make_tiny_checkpoint(tmp_path, kind="llava", vision="siglip")
+    raw = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**raw, "vision_feature_select_strategy": "default"}))
+    checkpoint = load_checkpoint(path, dtype=torch.float32)
+    image = checkpoint.preprocessor.prepare_rgb(Image.new("RGB", (30, 20)), "name")
+    [features] = checkpoint.model.encode_images([image])
+    assert image.layout.tokens == features.shape[0] == 15  # of 16 patches, as in transformers
 
 
 @pytest.mark.parametrize(
