@@ -19,12 +19,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 scenes() { # NAME COUNT SEED
     [ -f "$work/data/$1/train.json" ] || $python -m training.scenes --out "$work/data/$1" --mix "$1" --count "$2" --seed "$3"
 }
-scenes see 10000 1
-scenes caption 4000 1
-scenes instruct 16000 0
-scenes anyres 3000 2
+scenes see 30000 1
+scenes caption 2000 1
+scenes instruct 8000 0
+scenes anyres 4000 2
 
-if [ ! -f "$work/chat.merged" ]; then
+if [ ! -f "$work/text.merged" ]; then
     $python -m worker --model "$work/base" --served-name base --port 18099 > "$work/base-worker.log" 2>&1 &
     worker=$!
     trap 'kill $worker 2> /dev/null || true' EXIT
@@ -34,7 +34,9 @@ if [ ! -f "$work/chat.merged" ]; then
             --out "$work/chat.jsonl" --merge-into "$work/data/$set/train.json"
     done
     kill $worker
-    touch "$work/chat.merged"
+    $python -m training.scenes.spelled --count 500 --merge-into "$work/data/instruct/train.json"
+    $python -m training.scenes.spelled --count 150 --seed 1 --merge-into "$work/data/anyres/train.json"
+    touch "$work/text.merged"
 fi
 
 stage() { # RECIPE [--set KEY=VALUE ...]

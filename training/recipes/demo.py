@@ -63,7 +63,7 @@ ANYRES = replace(
     init_from="demo-instruct",
     data=DataPlan("anyres/train.json", "anyres"),
     view="full",
-    epochs=0.17,
+    epochs=0.275,
 )
 
 DEMO_RECIPES: tuple[Recipe | SeeingRecipe, ...] = (SEE, NAME, ALIGN, INSTRUCT, ANYRES)
