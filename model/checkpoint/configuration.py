@@ -39,7 +39,7 @@ def checked_config(raw: Mapping[str, Any], origin: str) -> LlavaConfig:
         )
     try:
         config = LlavaConfig.from_hf(raw)
-        _check_sizes(config, origin)
+        check_sizes(config, origin)
     except CheckpointError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
@@ -47,7 +47,8 @@ def checked_config(raw: Mapping[str, Any], origin: str) -> LlavaConfig:
     return config
 
 
-def _check_sizes(config: LlavaConfig, origin: str) -> None:
+def check_sizes(config: LlavaConfig, origin: str) -> None:
+    """Raises CheckpointError for a size that no model of the family has."""
     vision, text = config.vision, config.text
     for field, value, most in (
         ("vision_config.num_hidden_layers", vision.layers, _MAX_LAYERS),

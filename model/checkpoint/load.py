@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.configuration import checked_config, read_config
+from model.checkpoint.configuration import check_sizes, read_config
 from model.checkpoint.files import checked_folder
 from model.checkpoint.tensors import StoredTensor, open_shard, stored_tensors
 from model.checkpoint.weights import is_finite
@@ -53,7 +53,7 @@ def load_checkpoint(
 
 def load_model(directory: Path, config: LlavaConfig, device: str | torch.device, dtype: torch.dtype) -> LlavaModel:
     """The weights alone. Tensors that the model does not use (unused vision layers) stay on disk."""
-    checked_config(config.raw, str(directory / "config.json"))
+    check_sizes(config, str(directory / "config.json"))
     with torch.device("meta"):
         model = LlavaModel(config)
     wanted = model.state_dict()
