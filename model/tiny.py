@@ -47,6 +47,7 @@ def make_tiny_checkpoint(
     vision: Literal["clip", "siglip"] | None = None,
     text: Literal["llama", "mistral", "qwen2"] | None = None,
     hidden_size: int = 64,
+    head_dim: int = 16,
     layers: int = 2,
     context_length: int = 2048,
     seed: int = 0,
@@ -65,7 +66,7 @@ def make_tiny_checkpoint(
     else:
         chosen = GENERATIONS[generation] if isinstance(generation, str) else generation
         chosen = replace(chosen, vision=_vision(vision or chosen.vision.kind))
-    size = _text(text or chosen.text.kind, hidden_size, layers, context_length)
+    size = _text(text or chosen.text.kind, hidden_size, head_dim, layers, context_length)
     config = replace(chosen, text=size, image_token_id=_IMAGE_TOKEN).config
     if generation is None:
         config = replace(config, generation=None)
@@ -114,8 +115,10 @@ def _vision(kind: Literal["clip", "siglip"]) -> VisionConfig:
     return replace(like, image_size=56, hidden_size=32, intermediate_size=64, layers=3, heads=2)
 
 
-def _text(kind: Literal["llama", "mistral", "qwen2"], hidden: int, layers: int, context: int) -> TextConfig:
-    heads = max(2, hidden // 16)
+def _text(
+    kind: Literal["llama", "mistral", "qwen2"], hidden: int, head_dim: int, layers: int, context: int
+) -> TextConfig:
+    heads = max(2, hidden // head_dim)
     return TextConfig(
         kind=kind,
         vocab_size=_VOCABULARY,
