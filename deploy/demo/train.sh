@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the demo's trained parts again, from packages to deploy/demo/weights: data, five stages, release.
 #
-#   deploy/demo/train.sh WORK_FOLDER          about an hour and a half on two idle CPU cores with AVX-512 BF16
+#   deploy/demo/train.sh WORK_FOLDER          about two hours on two CPU cores with AVX-512 BF16
 #
 # Every step that finished is skipped when the script is started again. Needs the `train` extra and, for the
 # scenes, the Debian packages fonts-noto-color-emoji, openclipart-png, mate-backgrounds, fonts-dejavu-core and
