@@ -86,8 +86,8 @@ function aboutModel() {
   const note = byId("about-model");
   note.hidden = !/\bdemo\b/.test(byId("model").value);
   note.textContent =
-    "The demo model is small. It was trained on scenes of common objects: it often names them rightly, " +
-    "and it seldom counts or reads rightly yet. It shows the system at work; do not trust what it says.";
+    "The demo model is small. It was trained on scenes of common objects: it names them, says what kind of thing " +
+    "they are and whether one is there; it counts and reads badly. It shows the system at work; do not trust it.";
 }
 
 // --- asking
