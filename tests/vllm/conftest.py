@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def _free_port() -> int:
 
 def vllm_command(checkpoint: Path, port: int) -> list[str]:
     server = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    limits = ["--max-model-len", "2048", "--max-num-seqs", "4", "--limit-mm-per-prompt", '{"image": 2}']
+    one_vision = json.loads((checkpoint / "config.json").read_text())["model_type"] == "llava_onevision"
+    most = {"image": 2} | ({"video": 0} if one_vision else {})  # it would try a video, of which no LLaVA here knows
+    limits = ["--max-model-len", "2048", "--max-num-seqs", "4", "--limit-mm-per-prompt", json.dumps(most)]
     return [*server, "--model", str(checkpoint), "--served-model-name", MODEL, "--dtype", "float32", *limits]
 
 
@@ -69,7 +72,8 @@ def serving(name: str, command: list[str], port: int, log: Path, **environment: 
             time.sleep(0.5)
         yield url
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
