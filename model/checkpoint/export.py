@@ -71,6 +71,11 @@ def export_original(
     """
     directory = checked_folder(source)
     config = read_config(directory)
+    if config.vision.kind == "siglip" and config.encoder_layers_used != config.vision.layers:
+        raise CheckpointError(
+            f"{source}: cannot be exported: the original code takes the last layer that a SigLIP tower keeps, "
+            f"this model layer {config.encoder_layers_used} of {config.vision.layers}"
+        )
     stored = stored_tensors(directory)
     if config.text.tied_embeddings:
         stored.pop(LM_HEAD, None)
@@ -85,7 +90,10 @@ def export_original(
         raw["torch_dtype"] = dtype_name(chosen)
         (aside / "config.json").write_text(json.dumps(raw, indent=2) + "\n", "utf-8")
         write_tokenizer(plan_tokenizer(directory, ()), aside)
-    return [f"The original code loads the architecture of the vision tower from mm_vision_tower, {tower!r}."]
+    notes = [f"The original code loads the architecture of the vision tower from mm_vision_tower, {tower!r}."]
+    if config.canvases and config.rounding == "round7":
+        notes.append("The original code cuts padding with another rounding: a few image sizes get other token counts.")
+    return notes
 
 
 def _original_config(config: LlavaConfig, raw: Mapping[str, Any], tower: str) -> dict[str, Any]:

@@ -136,6 +136,14 @@ def test_an_export_to_transformers_tells_what_vllm_does_otherwise(tmp_path: Path
     assert (written["model_type"], written["vision_aspect_ratio"]) == ("llava_onevision", "anyres_max_4")
 
 
+def test_a_feature_that_the_original_code_cannot_take_is_not_exported(tmp_path: Path) -> None:
+    generation = replace(GENERATIONS["llava-next-2024-05"], feature_layer=-2)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny", generation=generation)
+    with pytest.raises(CheckpointError, match="the last layer that a SigLIP tower keeps"):
+        export_original(tiny, tmp_path / "original")
+    assert not (tmp_path / "original").exists()
+
+
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_an_export_to_the_original_layout_comes_back_the_same(generation: str, tmp_path: Path) -> None:
     tiny = make_tiny_checkpoint(tmp_path / "tiny", generation=generation)
