@@ -83,7 +83,7 @@ def import_(
         options = ImportOptions(base, delta, vision_tower, generation, template, _torch_dtype(dtype))
         plan = plan_import(source, options)
         console.print(f"{source}: {plan.layout}, {plan.parameters:,} parameters", highlight=False, soft_wrap=True)
-        with _bar(console) as progress:
+        with byte_bar(console) as progress:
             write_checkpoint(plan, target, shard_bytes=int(shard_gb * _GB), progress=progress)
         for note in plan.notes:
             console.print(note, style="yellow", soft_wrap=True)
@@ -107,7 +107,7 @@ def export(
         from model.checkpoint.export import export_for_transformers, export_original
 
         shard_bytes, chosen = int(shard_gb * _GB), _torch_dtype(dtype)
-        with _bar(console) as progress:
+        with byte_bar(console) as progress:
             if to is Layout.HF:
                 notes = export_for_transformers(
                     source, target, dtype=chosen, template=template, shard_bytes=shard_bytes, progress=progress
@@ -133,7 +133,7 @@ def verify(
     with _told(to_stderr=as_json) as console:
         from model.checkpoint.verify import verify_checkpoint
 
-        with _bar(console) as progress:
+        with byte_bar(console) as progress:
             found = verify_checkpoint(source, progress=progress)
         told = [finding for finding in found if engine is Engine.ANY or finding.kind not in ("elsewhere", "note")]
         wrong = [finding for finding in told if finding.kind != "note"]
@@ -159,7 +159,7 @@ def inspect(
     with _told(to_stderr=as_json) as console:
         from model.checkpoint.summary import summarise
 
-        with _bar(console) as progress:
+        with byte_bar(console) as progress:
             summary = summarise(source, digests=digests, progress=progress)
         if as_json:
             print(json.dumps({**asdict(summary), "parameters": summary.parameters}, indent=2))
@@ -213,7 +213,7 @@ def _told(*, to_stderr: bool = False) -> Iterator[Console]:
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def byte_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar of bytes, one for each thing that is done; drawn on terminals only."""
     from rich.progress import (
         BarColumn,

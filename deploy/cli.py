@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from deploy.bench import app as bench_app
 from deploy.checkpoint import app as checkpoint_app
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(help="Make training and test data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoint_app, name="checkpoint")
 eval_app = typer.Typer(help="Measure a model that is being served.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")

@@ -18,7 +18,8 @@ MAY_USE = {
     "worker": ("model", "server.protocol", "server.media"),
     "server": ("model.errors", "model.geometry", "model.image_file"),
     "training": ("model",),
-    "deploy": ("model", "server", "training", "worker"),
+    "benchmarks": ("model", "server.sse", "deploy.supervisor"),
+    "deploy": ("model", "server", "training", "worker", "benchmarks"),
 }
 
 

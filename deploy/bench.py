@@ -1,0 +1,160 @@
+"""`tephra bench serve | make-checkpoint | compare`: how fast a server answers about pictures, and which of several is.
+
+Only the command line is here; the work is `benchmarks`, which is imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(help="Measure servers under load with pictures.", no_args_is_help=True)
+
+
+class Images(StrEnum):
+    DISTINCT = "distinct"
+    REPEATED = "repeated"
+    NONE = "none"
+
+
+class PictureFormat(StrEnum):
+    JPEG = "jpeg"
+    PNG = "png"
+
+
+Words = Annotated[int, typer.Option(min=1, help="Length of each question, in words.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of each answer.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of pictures, words and arrivals.")]
+Sizes = Annotated[str, typer.Option(metavar="WxH,...", help="Picture sizes, in turn.")]
+Kind = Annotated[PictureFormat, typer.Option("--format", help="Of the picture files.")]
+RequestSeconds = Annotated[float, typer.Option(min=0.1, help="Most time for one request.")]
+
+
+@app.command()
+def serve(
+    url: Annotated[str, typer.Option(envvar="TEPHRA_URL", help="Any OpenAI-compatible server.")],
+    model: Annotated[str | None, typer.Option(help="Default: the first that the server lists.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="TEPHRA_API_KEY", help="If the server asks for one.")] = None,
+    images: Annotated[Images, typer.Option(help="A picture of its own for every conversation, the same, or none.")] = (
+        Images.DISTINCT
+    ),
+    pool: Annotated[int, typer.Option(min=1, help="With repeated pictures: how many there are.")] = 1,
+    size: Sizes = "336x336",
+    picture_format: Kind = PictureFormat.JPEG,
+    turns: Annotated[int, typer.Option(min=1, help="Questions about each picture, one after the other.")] = 1,
+    words: Words = 24,
+    max_tokens: MaxTokens = 64,
+    ignore_eos: Annotated[bool, typer.Option(help="Ask for answers of full length, where the server can.")] = True,
+    stream: Annotated[bool, typer.Option(help="Without streaming only whole answers are timed.")] = True,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Conversations at once: 1; with --rate the most, 1024.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=1e-6, help="Conversations that arrive a second (Poisson).")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="How many; 32 unless --duration is given.")] = None,
+    duration: Annotated[float | None, typer.Option(min=0.1, help="Seconds during which requests begin.")] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before the run that are not measured.")] = 2,
+    slo: Annotated[
+        str, typer.Option(metavar="NAME=TIME,...", help="Limits for goodput: ttft=500ms,itl=80ms,tpot=60ms,e2e=10s.")
+    ] = "",
+    request_timeout: RequestSeconds = 600.0,
+    seed: Seed = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw latencies and time.")] = (
+        None
+    ),
+) -> None:
+    """Drive one server with pictures; print latencies, throughput and errors. Ctrl-C ends it early, with figures."""
+    _needs_psutil()
+    from rich.console import Console
+
+    from benchmarks.drive import Load
+    from benchmarks.pictures import Size
+    from benchmarks.serve import Serve
+    from benchmarks.serve import serve as run
+    from benchmarks.statistics import Limits
+    from benchmarks.target import TargetError
+    from benchmarks.workload import Workload
+
+    if plot_file is not None and plot_file.suffix.lower() != ".svg":
+        _fail(f"--plot {plot_file}: expected a name that ends in .svg")
+    try:
+        sizes = tuple(Size.parse(part) for part in size.split(","))
+        limits = Limits.parse(slo)
+        if not stream and limits.stated.keys() - {"e2e"}:
+            raise ValueError("--slo: without streaming only e2e can be held to a limit")
+        workload = Workload(
+            images=images.value,
+            pool=pool,
+            sizes=sizes,
+            picture_format=picture_format.value,
+            turns=turns,
+            prompt_words=words,
+            max_tokens=max_tokens,
+            ignore_eos=ignore_eos,
+            stream=stream,
+            seed=seed,
+        )
+        most = concurrency or (1 if rate is None else 1024)
+        load = Load(most, rate, requests if requests or duration else 32, duration, warmup)
+        asked = Serve(url, workload, load, limits, model, api_key, request_timeout, json_file, plot_file)
+        code = run(asked, Console())
+    except (ValueError, TargetError, OSError) as error:
+        _fail(str(error))
+    raise typer.Exit(code)
+
+
+@app.command("make-checkpoint")
+def make_checkpoint(
+    folder: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")],
+    shape: Annotated[str, typer.Option(help="llava-0.7b: CLIP-L/14-336 and a Qwen2-0.5B. llava-tiny: to try.")] = (
+        "llava-0.7b"
+    ),
+    generation: Annotated[str, typer.Option(help="Whose images and connector: llava-1.5, llava-next-2024-01, ...")] = (
+        "llava-1.5"
+    ),
+    tokenizer: Annotated[
+        str, typer.Option(metavar="demo|FOLDER", help="The checkpoint whose tokenizer and chat template it gets.")
+    ] = "demo",
+    context_length: Annotated[int, typer.Option(min=64, help="Most tokens of prompt and answer.")] = 4096,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights.")] = 0,
+) -> None:
+    """Write a checkpoint with random weights: it costs what a real one of its shape costs, and says nothing."""
+    from rich.console import Console
+
+    from benchmarks.checkpoint import make_checkpoint as make
+    from deploy.checkpoint import byte_bar
+    from deploy.demo.assemble import demo_checkpoint
+    from deploy.demo.errors import DemoError
+    from model.errors import ModelError
+
+    console = Console()
+    try:
+        source = demo_checkpoint() if tokenizer == "demo" else Path(tokenizer)
+        with byte_bar(console) as progress:
+            make(
+                folder,
+                shape,
+                source,
+                generation=generation,
+                context_length=context_length,
+                seed=seed,
+                progress=progress,
+            )
+    except (ModelError, DemoError, OSError) as error:
+        _fail(str(error))
+    console.print(f"{folder} is ready: tephra bench compare --model {folder}", highlight=False, soft_wrap=True)
+
+
+def _needs_psutil() -> None:
+    if importlib.util.find_spec("psutil") is None:
+        _fail("psutil is not installed: 'make install EXTRAS=bench' brings what this command needs.")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"tephra: {message}", file=sys.stderr)
+    raise typer.Exit(1)
