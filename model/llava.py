@@ -51,10 +51,27 @@ class LlavaModel(nn.Module):
         """One [layout.tokens, D] tensor per image; the tiles of all images go through the tower together."""
         if not images:
             return []
-        pixels = torch.cat([image.pixels for image in images]).to(self.device)  # [tiles, 3, S, S]
-        features = self.multi_modal_projector(self.vision_tower(pixels))  # [tiles, tokens, D]
+        features = self.encode_tiles(torch.cat([image.pixels for image in images]))  # [tiles, tokens, D]
         per_image = features.split([image.layout.tiles for image in images])
-        return [self._merge(part, image.layout) for part, image in zip(per_image, images, strict=True)]
+        return [self.merge_tiles(part, image.layout) for part, image in zip(per_image, images, strict=True)]
+
+    def encode_tiles(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[tiles, 3, S, S] through vision tower and connector: [tiles, tokens, D]."""
+        return self.multi_modal_projector(self.vision_tower(pixels.to(self.device)))
+
+    def merge_tiles(self, features: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
+        """[tiles, tokens, D] -> [layout.tokens, D]: base view, then the unpadded rows, a newline behind each."""
+        base = features[0]
+        if layout.unpad is None:
+            return torch.cat([base, self.image_newline.to(base.dtype)[None]]) if layout.newline else base
+        grid, box = self.config.vision.grid, layout.unpad
+        rows = features[1:].view(layout.tiles_down, layout.tiles_across, grid, grid, -1)
+        rows = rows.permute(0, 2, 1, 3, 4).reshape(layout.tiles_down * grid, layout.tiles_across * grid, -1)
+        kept = rows[box.top : box.bottom, box.left : box.right]  # [rows, columns, D]
+        if layout.shrunk is not None:
+            kept = F.interpolate(kept.permute(2, 0, 1)[None], layout.shrunk, mode="bilinear")[0].permute(1, 2, 0)
+        newline = self.image_newline.to(kept.dtype).expand(kept.shape[0], 1, -1)
+        return torch.cat([base, torch.cat([kept, newline], dim=1).flatten(0, 1)])
 
     def embed(self, token_ids: torch.Tensor, image_features: Sequence[torch.Tensor]) -> torch.Tensor:
         """[T] -> [T, D]: image token positions take the features in order. Raises ModelError if the counts differ."""
@@ -68,17 +85,3 @@ class LlavaModel(nn.Module):
             return embeddings
         features = torch.cat(list(image_features)).to(embeddings.dtype)
         return embeddings.masked_scatter(places[:, None], features)
-
-    def _merge(self, features: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
-        """[tiles, tokens, D] -> [layout.tokens, D]: base view, then the unpadded rows, a newline behind each."""
-        base = features[0]
-        if layout.unpad is None:
-            return torch.cat([base, self.image_newline.to(base.dtype)[None]]) if layout.newline else base
-        grid, box = self.config.vision.grid, layout.unpad
-        rows = features[1:].view(layout.tiles_down, layout.tiles_across, grid, grid, -1)
-        rows = rows.permute(0, 2, 1, 3, 4).reshape(layout.tiles_down * grid, layout.tiles_across * grid, -1)
-        kept = rows[box.top : box.bottom, box.left : box.right]  # [rows, columns, D]
-        if layout.shrunk is not None:
-            kept = F.interpolate(kept.permute(2, 0, 1)[None], layout.shrunk, mode="bilinear")[0].permute(1, 2, 0)
-        newline = self.image_newline.to(kept.dtype).expand(kept.shape[0], 1, -1)
-        return torch.cat([base, torch.cat([kept, newline], dim=1).flatten(0, 1)])

@@ -32,6 +32,10 @@ class WorkerMetrics:
         self._preemptions = self._counter("num_preemptions", "Requests set back for want of KV blocks.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._generation_tokens = self._counter("generation_tokens", "Answer tokens drawn.")
+        self._prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked for in the prefix cache.")
+        self._prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self._image_queries = self._counter("mm_cache_queries", "Images looked for in the vision-feature cache.")
+        self._image_hits = self._counter("mm_cache_hits", "Images found there, or being encoded for another request.")
         self._success = Counter(
             "request_success", "Requests finished, by reason.", ("model_name", "finished_reason"), registry=None
         )
@@ -83,6 +87,10 @@ class WorkerMetrics:
         self._generation_tokens.inc(report.drawn_tokens)
         self._images.inc(report.encoded_images)
         self._tiles.inc(report.encoded_tiles)
+        self._prefix_queries.inc(report.prefix_queries)
+        self._prefix_hits.inc(report.prefix_hits)
+        self._image_queries.inc(report.image_queries)
+        self._image_hits.inc(report.image_hits)
         self._failures.inc(report.failures)
         self._step.observe(report.seconds)
         for seconds in report.inter_token_seconds:

@@ -47,7 +47,7 @@ class WorkerSettings:
     max_running: int = setting(32, "answers decoded at once", least=1)
     max_waiting: int = setting(256, "answers that may wait for their first step; more are answered 429", least=1)
     max_step_tokens: int = setting(512, "tokens of one engine step", least=1)
-    max_step_tiles: int = setting(4, "image tiles encoded before one step", least=1)
+    max_step_tiles: int = setting(4, "image tiles encoded in one step; a larger image takes several", least=1)
     block_size: int = setting(16, "tokens of one KV block", least=1)
     kv_cache_bytes: int | None = setting(
         None, "memory of the KV cache; default: a quarter of what is free, at most 2 GiB", kind=int, least=1
@@ -55,6 +55,8 @@ class WorkerSettings:
     context_length: int | None = setting(
         None, "most tokens of prompt and answer; default: the checkpoint's", kind=int, least=1
     )
+    prefix_cache: bool = setting(True, "take up KV blocks whose tokens and images were computed before")
+    feature_cache_bytes: int = setting(512 * MIB, "memory for image features that no running answer needs; 0: none")
     threads: int | None = setting(None, "threads of torch; default: torch's choice", kind=int, least=1)
 
     max_requests: int = setting(512, "requests under way at once; more are answered 429", least=1)

@@ -58,7 +58,7 @@ def start_service(settings: WorkerSettings) -> Service:
         checkpoint = load_checkpoint(directory, device=device, dtype=_dtype(settings.dtype, device))
         version = settings.version_id or checkpoint_version(directory)
         metrics = WorkerMetrics(name, version)
-        engine = NativeEngine(checkpoint.model, _engine_config(settings), observer=metrics)
+        engine = NativeEngine(checkpoint.model, _engine_config(settings), observer=metrics, weights=version)
         prompter = choose_prompter(checkpoint.prompter, checkpoint.config, directory, settings.chat_template)
         files = ModelFiles(checkpoint.config, prompter, checkpoint.preprocessor)
         service = assemble(settings, files, engine, metrics, name=name, version=version)
@@ -155,6 +155,8 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         block_size=settings.block_size,
         kv_cache_bytes=settings.kv_cache_bytes,
         context_length=settings.context_length,
+        prefix_cache=settings.prefix_cache,
+        feature_cache_bytes=settings.feature_cache_bytes,
         threads=settings.threads,
     )
 

@@ -12,19 +12,22 @@ class EngineConfig:
     max_running: int = 32  # sequences that hold KV blocks at once
     max_waiting: int = 256  # requests that may wait for their first step; beyond it they are turned away
     max_step_tokens: int = 512  # tokens of one step, decodes and prefill chunks together
-    max_step_tiles: int = 4  # image tiles encoded before one step; an image larger than that goes alone
+    max_step_tiles: int = 4  # image tiles encoded in one step; a larger image takes several
     block_size: int = 16  # tokens of one KV block
     kv_cache_bytes: int | None = None  # None: a quarter of the free memory, at most 2 GiB
     context_length: int | None = None  # tokens; None: the checkpoint's
+    prefix_cache: bool = True  # take up KV blocks whose tokens and images were computed before
+    feature_cache_bytes: int = 512 * 2**20  # of image features that no running answer needs; 0 keeps none
     threads: int | None = None  # of torch, inside the engine; None: torch's own choice
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if value is None and setting.default is None:
+            if (value is None and setting.default is None) or isinstance(setting.default, bool):
                 continue
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{setting.name} must be a whole number of at least 1, got {value!r}")
+            least = 0 if setting.name == "feature_cache_bytes" else 1
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{setting.name} must be a whole number of at least {least}, got {value!r}")
         if self.max_running > self.max_step_tokens:
             raise ValueError(
                 f"max_running {self.max_running} exceeds max_step_tokens {self.max_step_tokens}: "

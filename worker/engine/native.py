@@ -20,6 +20,7 @@ from model.llava import LlavaModel
 from worker.engine.admission import check_request
 from worker.engine.blocks import BlockAllocator
 from worker.engine.config import EngineConfig
+from worker.engine.features import FeatureCache
 from worker.engine.memory import block_count
 from worker.engine.observer import EngineObserver, SilentObserver
 from worker.engine.paged_attention import KvCache
@@ -38,6 +39,7 @@ from worker.engine.sequence import Sequence, SequenceState
 
 logger = logging.getLogger(__name__)
 
+IMAGE_FAILED = "an image of this request could not be encoded; see the worker's log"
 STEP_FAILED = "the engine failed while it computed this answer; the request can be sent again"
 ENGINE_DIED = "the engine has stopped after a failure; this worker serves no more requests"
 NOT_RUNNING = "the engine is not running"
@@ -54,19 +56,29 @@ class _Inbox:
 
 
 class NativeEngine:
-    """`worker.engine.protocol.Engine` over a LlavaModel. Raises ValueError for a configuration that cannot be."""
+    """`worker.engine.protocol.Engine` over a LlavaModel. Raises ValueError for a configuration that cannot be.
+
+    `weights` names the weights and the preprocessing: nothing that a cache holds is found under another name.
+    """
 
     def __init__(
-        self, model: LlavaModel, config: EngineConfig | None = None, observer: EngineObserver | None = None
+        self,
+        model: LlavaModel,
+        config: EngineConfig | None = None,
+        observer: EngineObserver | None = None,
+        *,
+        weights: str = "",
     ) -> None:
         self._model = model
+        self._weights = weights
         self._config = config or EngineConfig()
         self._reporter = Reporter(observer or SilentObserver())
         text = model.config.text
         self._allocator = BlockAllocator(
             block_count(self._config, text, model.dtype, model.device), self._config.block_size
         )
-        self._scheduler = Scheduler(self._config, self._allocator)
+        self._features = FeatureCache(self._config.feature_cache_bytes)
+        self._scheduler = Scheduler(self._config, self._allocator, self._features)
         self._context_length = min(text.context_length, self._config.context_length or text.context_length)
         self._runner: Runner | None = None
         self._thread: threading.Thread | None = None
@@ -171,6 +183,7 @@ class NativeEngine:
             context_length=self.context_length,
             image_token_id=self._model.config.image_token_id,
             allocator=self._allocator,
+            weights=self._weights,
             now=time.monotonic(),
         )
         with self._wake:
@@ -257,7 +270,10 @@ class NativeEngine:
         except Exception as error:
             logger.exception("a step of %d sequences failed", len(step.chunks))
             message = OUT_OF_MEMORY if _is_out_of_memory(error) else STEP_FAILED
-            result = StepResult((), (), tuple((chunk.sequence, message) for chunk in step.chunks))
+            result = StepResult(
+                failed=tuple((chunk.sequence, message) for chunk in step.chunks),
+                broken=tuple(encoding.features for encoding in step.encodings),
+            )
         return self._conclude(step, result, begun)
 
     def _conclude(self, step: Step, result: StepResult, begun: float) -> list[_Delivery]:
@@ -266,8 +282,12 @@ class NativeEngine:
         gaps: list[float] = []
         for chunk in result.computed:
             self._scheduler.complete(chunk)
-        for sequence, message in result.failed:
-            self._scheduler.finish(sequence)
+        failed = dict(result.failed)
+        for features in result.broken:
+            for sequence in self._scheduler.abandon(features):
+                failed.setdefault(sequence, IMAGE_FAILED)
+        for sequence, message in failed.items():
+            self._scheduler.fail(sequence)
             self._reporter.request_finished(sequence, "error")
             deliveries.append((sequence.number, EngineFailure(message)))
         for sequence, draw in result.drawn:
@@ -278,14 +298,16 @@ class NativeEngine:
                 gaps.append(now - timings.last_token)
             timings.last_token = now
             reason = sequence.append(draw.token_id)
-            output = EngineOutput(draw.token_id, draw.logprobs, reason, stop_token=reason == "stop")
+            output = EngineOutput(
+                draw.token_id, draw.logprobs, reason, stop_token=reason == "stop", cached_tokens=sequence.cached
+            )
             deliveries.append((sequence.number, output))
             if reason is not None:
                 self._scheduler.finish(sequence)
                 self._reporter.request_finished(sequence, reason)
         with self._wake:
             self._load = self._measure_load()
-        self._reporter.step_finished(step, result, self._load, now - begun, tuple(gaps))
+        self._reporter.step_finished(step, len(failed), len(result.drawn), self._load, now - begun, tuple(gaps))
         return deliveries
 
     def _deliver(self, deliveries: list[_Delivery]) -> None:

@@ -20,6 +20,10 @@ class StepReport:
     drawn_tokens: int  # generation_tokens given out
     encoded_images: int
     encoded_tiles: int
+    prefix_queries: int  # prefix_cache_queries: prompt tokens of the requests that began
+    prefix_hits: int  # prefix_cache_hits: how many of those were in the KV cache
+    image_queries: int  # mm_cache_queries: images that features were wanted of
+    image_hits: int  # mm_cache_hits: how many of those were there, or under way for another request
     preemptions: int  # num_preemptions
     failures: int  # requests that ended with an error in this step
     running: int  # num_requests_running
@@ -36,6 +40,7 @@ class RequestReport:
     outcome: FinishReason | Literal["error"]  # request_success{finished_reason}, "error" aside
     prompt_tokens: int  # request_prompt_tokens
     answer_tokens: int  # request_generation_tokens
+    cached_tokens: int  # prompt tokens that were not computed anew
     preemptions: int
     queue_seconds: float | None  # request_queue_time_seconds: arrival to first step
     prefill_seconds: float | None  # request_prefill_time_seconds: first step to first token

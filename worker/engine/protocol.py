@@ -47,6 +47,7 @@ class EngineRequest:
     token_ids: tuple[int, ...]
     images: tuple[PreparedImage, ...]
     sampling: SamplingParams
+    cache_salt: str = ""  # only requests of the same salt share what the caches hold
 
 
 @dataclass(frozen=True)

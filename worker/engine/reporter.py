@@ -12,7 +12,6 @@ from typing import Literal, TypeVar
 
 from worker.engine.observer import EngineObserver, RequestReport, StepReport
 from worker.engine.protocol import EngineLoad, FinishReason
-from worker.engine.runner import StepResult
 from worker.engine.scheduler import Step
 from worker.engine.sequence import Sequence
 
@@ -28,19 +27,28 @@ class Reporter:
         self.tokens_per_second = 0.0  # computed in the last steps; 0 before the first
 
     def step_finished(
-        self, step: Step, result: StepResult, load: EngineLoad, seconds: float, inter_token_seconds: tuple[float, ...]
+        self,
+        step: Step,
+        failures: int,
+        drawn: int,
+        load: EngineLoad,
+        seconds: float,
+        inter_token_seconds: tuple[float, ...],
     ) -> None:
         prefilled = sum(chunk.length for chunk in step.prefills)
-        images = [slot for chunk in step.chunks for slot in chunk.encode]
         self._keep_pace((prefilled + len(step.decodes)) / max(seconds, 1e-6))
         report = StepReport(
             prefill_tokens=prefilled,
             decode_tokens=len(step.decodes),
-            drawn_tokens=len(result.drawn),
-            encoded_images=len(images),
-            encoded_tiles=sum(slot.image.layout.tiles for slot in images),
+            drawn_tokens=drawn,
+            encoded_images=sum(encoding.end == encoding.features.tiles for encoding in step.encodings),
+            encoded_tiles=sum(encoding.end - encoding.start for encoding in step.encodings),
+            prefix_queries=step.prefix.queries,
+            prefix_hits=step.prefix.hits,
+            image_queries=step.images.queries,
+            image_hits=step.images.hits,
             preemptions=step.preemptions,
-            failures=len(result.failed),
+            failures=failures,
             running=load.running,
             waiting=load.waiting,
             kv_usage=load.kv_usage,
@@ -55,6 +63,7 @@ class Reporter:
             outcome=outcome,
             prompt_tokens=sequence.prompt_length,
             answer_tokens=sequence.answer_length,
+            cached_tokens=sequence.cached,
             preemptions=sequence.preemptions,
             queue_seconds=_between(moments.arrived, moments.first_scheduled),
             prefill_seconds=_between(moments.first_scheduled, moments.first_token),

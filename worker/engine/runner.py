@@ -1,4 +1,4 @@
-"""Runs one step on the model: images to features, tokens through the language model, logits to draws.
+"""Runs one step on the model: image tiles to features, tokens through the language model, logits to draws.
 
 Knows the model and the KV pools. It decides nothing: what runs is the scheduler's affair, what follows the engine's.
 """
@@ -12,24 +12,26 @@ from dataclasses import dataclass
 import torch
 
 from model.llava import LlavaModel
+from worker.engine.features import ImageFeatures
 from worker.engine.paged_attention import KvCache, PagedAttention
 from worker.engine.sampler import Draw, Sampler, SampleRow
-from worker.engine.scheduler import Chunk, Step
+from worker.engine.scheduler import Chunk, Encoding, Step
 from worker.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-IMAGE_FAILED = "an image of this request could not be encoded; see the worker's log"
 NOT_FINITE = "the model computed logits that are not finite numbers for this request"
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """`computed` chunks have their keys and values in the cache; `failed` names the sequences that cannot go on."""
+    """`computed` chunks have their keys and values in the cache; `failed` names the sequences that cannot go on, and
+    `broken` the images that could not be encoded, whoever holds them."""
 
-    computed: tuple[Chunk, ...]
-    drawn: tuple[tuple[Sequence, Draw], ...]
-    failed: tuple[tuple[Sequence, str], ...]
+    computed: tuple[Chunk, ...] = ()
+    drawn: tuple[tuple[Sequence, Draw], ...] = ()
+    failed: tuple[tuple[Sequence, str], ...] = ()
+    broken: tuple[ImageFeatures, ...] = ()
 
 
 class Runner:
@@ -40,18 +42,14 @@ class Runner:
 
     def run(self, step: Step) -> StepResult:
         """Computes a step. What it raises concerns every sequence of the step."""
-        chunks: list[Chunk] = []
-        failed: list[tuple[Sequence, str]] = []
-        for chunk in step.chunks:
-            if self._encode(chunk):
-                chunks.append(chunk)
-            else:
-                failed.append((chunk.sequence, IMAGE_FAILED))
+        broken = tuple(encoding.features for encoding in step.encodings if not self._encode(encoding))
+        chunks = [chunk for chunk in step.chunks if not _needs(chunk, broken)]
         if not chunks:
-            return StepResult((), (), tuple(failed))
+            return StepResult(broken=broken)
         hidden = self._forward(chunks)  # [T, D]
         drawing = [chunk.sequence for chunk in chunks if chunk.draws]
         drawn: list[tuple[Sequence, Draw]] = []
+        failed: list[tuple[Sequence, str]] = []
         if drawing:
             logits = self._model.language_model.logits(hidden[_last_rows(chunks)])  # [N, vocabulary]
             draws = self._sampler.sample(logits, [_row(sequence) for sequence in drawing])
@@ -60,15 +58,25 @@ class Runner:
                     failed.append((sequence, NOT_FINITE))
                 else:
                     drawn.append((sequence, draw))
-        return StepResult(tuple(chunks), tuple(drawn), tuple(failed))
+        return StepResult(tuple(chunks), tuple(drawn), tuple(failed), broken)
 
-    def _encode(self, chunk: Chunk) -> bool:
-        """Computes the features that the chunk needs, one image at a time; False if an image fails."""
+    def _encode(self, encoding: Encoding) -> bool:
+        """Adds the features of some of an image's tiles, and merges them when all are there; False if that fails.
+
+        On a CPU tiles go one at a time: a batch would be no faster, and so a tile's features never depend on what else
+        the step encodes.
+        """
+        features = encoding.features
+        image = features.image
+        assert image is not None, "the scheduler planned tiles of an image that is encoded already"
         try:
-            for slot in chunk.encode:
-                [slot.features] = self._model.encode_images([slot.image])
+            pixels = image.pixels[encoding.start : encoding.end]
+            for part in pixels.split(1) if self._model.device.type == "cpu" else (pixels,):
+                features.encoded.append(self._model.encode_tiles(part))
+            if encoding.end == features.tiles:
+                features.finish(self._model.merge_tiles(torch.cat(features.encoded), image.layout))
         except Exception:
-            logger.exception("encoding an image of request %s failed", chunk.sequence.request.id)
+            logger.exception("encoding an image failed (%d tiles, %s)", features.tiles, image.digest[:16])
             return False
         return True
 
@@ -87,9 +95,13 @@ def _features(chunk: Chunk) -> list[torch.Tensor]:
     """The parts of image features that fall into the chunk, in order."""
     parts = []
     for slot in chunk.sequence.images_in(chunk.start, chunk.end):
-        assert slot.features is not None, "the scheduler asked for no features of an image in the chunk"
-        parts.append(slot.features[max(chunk.start - slot.start, 0) : chunk.end - slot.start])
+        assert slot.features is not None and slot.features.merged is not None, "a chunk reaches into a missing image"
+        parts.append(slot.features.merged[max(chunk.start - slot.start, 0) : chunk.end - slot.start])
     return parts
+
+
+def _needs(chunk: Chunk, broken: Many[ImageFeatures]) -> bool:
+    return any(slot.features in broken for slot in chunk.sequence.images if slot.features is not None)
 
 
 def _last_rows(chunks: Many[Chunk]) -> list[int]:

@@ -1,7 +1,7 @@
 """One request on its way through the engine: WAITING -> RUNNING -> FINISHED; preemption leads back to WAITING.
 
-Knows its tokens, which of them have keys and values in the cache, and where its images stand. It does not know when it
-runs (`scheduler`) nor how a token is drawn (`sampler`).
+Knows its tokens, which of them have keys and values in the cache, what its blocks are called, and where its images
+stand. It does not know when it runs (`scheduler`) nor how a token is drawn (`sampler`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from worker.engine.blocks import BlockAllocator, BlockTable
+from worker.engine.features import ImageFeatures
+from worker.engine.prefix import BlockNames, root_name
 from worker.engine.protocol import EngineError, EngineRequest, FinishReason
 
 if TYPE_CHECKING:
-    import torch
-
     from model.images import PreparedImage
 
 
@@ -36,7 +36,7 @@ class ImageSlot:
     image: PreparedImage
     start: int
     end: int
-    features: torch.Tensor | None = None  # [end - start, D]
+    features: ImageFeatures | None = None
 
 
 @dataclass
@@ -58,10 +58,12 @@ class Sequence:
     limit: int
     images: tuple[ImageSlot, ...]
     table: BlockTable
+    names: BlockNames
     timings: Timings
     tokens: list[int]
     state: SequenceState = SequenceState.WAITING
     computed: int = 0  # leading tokens whose keys and values are in the cache
+    cached: int = 0  # of the prompt's tokens, those that were in the cache when the sequence first ran
     preemptions: int = 0
     answer_counts: Counter[int] = field(default_factory=Counter)
 
@@ -74,15 +76,18 @@ class Sequence:
         context_length: int,
         image_token_id: int,
         allocator: BlockAllocator,
+        weights: str,
         now: float,
     ) -> Sequence:
         """A waiting sequence. Raises EngineError if the images do not fit the prompt's image tokens."""
+        images = place_images(request, image_token_id)
         return cls(
             request=request,
             number=number,
             limit=min(len(request.token_ids) + request.sampling.max_tokens, context_length),
-            images=place_images(request, image_token_id),
+            images=images,
             table=BlockTable(allocator),
+            names=BlockNames(root_name(weights, request.cache_salt), allocator.block_size, images),
             timings=Timings(now),
             tokens=list(request.token_ids),
         )
@@ -126,12 +131,6 @@ class Sequence:
         if token_id in self.request.sampling.stop_token_ids:
             return "stop"
         return "length" if len(self.tokens) >= self.limit else None
-
-    def drop_features(self, *, before: int | None = None) -> None:
-        """Lets image features go: of images that end at or before token `before`, or all."""
-        for slot in self.images:
-            if before is None or slot.end <= before:
-                slot.features = None
 
 
 def place_images(request: EngineRequest, image_token_id: int) -> tuple[ImageSlot, ...]:

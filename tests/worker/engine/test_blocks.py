@@ -41,6 +41,52 @@ def test_asking_for_more_than_is_free_takes_nothing() -> None:
     assert allocator.free == 1
 
 
+def test_a_named_block_is_found_until_its_space_is_needed() -> None:
+    allocator = BlockAllocator(3, 16)
+    first, second = allocator.allocate(2)
+    allocator.name(first, b"first")
+    allocator.name(second, b"second")
+    allocator.release([second])
+    allocator.release([first])
+    assert (allocator.free, allocator.named, allocator.idle([first, second])) == (3, 2, 2)
+    assert allocator.find([b"first", b"other", b"second"]) == [first]
+    allocator.share([first])
+    assert (allocator.references(first), allocator.free) == (1, 2)
+    allocator.allocate(1)
+    assert allocator.find([b"second"]) == [second], "the block that holds nothing goes first"
+    allocator.allocate(1)
+    assert allocator.find([b"second"]) == []
+    assert allocator.find([b"first"]) == [first]
+
+
+def test_idle_blocks_are_given_away_in_the_order_in_which_they_were_let_go() -> None:
+    allocator = BlockAllocator(3, 16)
+    blocks = allocator.allocate(3)
+    for block in blocks:
+        allocator.name(block, bytes([block]))
+    for place in (1, 0, 2):
+        allocator.release([blocks[place]])
+    assert [allocator.allocate(1)[0] for _ in blocks] == [blocks[1], blocks[0], blocks[2]]
+    assert allocator.named == 0
+
+
+def test_of_two_blocks_with_the_same_contents_the_first_is_found() -> None:
+    allocator = BlockAllocator(2, 16)
+    first, second = allocator.allocate(2)
+    allocator.name(first, b"same")
+    allocator.name(second, b"same")
+    assert allocator.find([b"same"]) == [first]
+    allocator.forget([first])
+    assert allocator.find([b"same"]) == []
+    allocator.release([first, second])
+    assert allocator.allocate(2)
+
+
+def test_a_free_block_cannot_be_named() -> None:
+    with pytest.raises(ValueError, match="cannot be named"):
+        BlockAllocator(2, 16).name(0, b"x")
+
+
 @given(st.integers(1, 64), st.lists(st.integers(0, 200), max_size=20))
 def test_a_table_holds_just_the_blocks_that_its_tokens_fill(block_size: int, lengths: list[int]) -> None:
     allocator = BlockAllocator(256, block_size)

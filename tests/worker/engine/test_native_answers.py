@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,15 +78,65 @@ async def test_preemption_changes_no_answer(tiny: Tiny, recorder: Recorder) -> N
     assert answers == [tiny.plain_answer(request) for request in requests]
 
 
-async def test_an_image_is_encoded_anew_after_a_preemption(tiny: Tiny, recorder: Recorder) -> None:
+@pytest.mark.parametrize(("kept", "encoded"), [(0, 2), (2**20, 1)])
+async def test_an_image_is_encoded_anew_after_a_preemption_unless_it_was_kept(
+    tiny: Tiny, recorder: Recorder, kept: int, encoded: int
+) -> None:
     first = tiny.request((1, 2, 3), max_tokens=40)
     second = tiny.request(TEXT, [tiny.picture(20, 20)], max_tokens=20)
     blocks = {"block_size": 4, "kv_cache_bytes": 20 * tiny.block_bytes}
-    async with tiny.engine(recorder, **blocks) as engine:
+    async with tiny.engine(recorder, **blocks, feature_cache_bytes=kept) as engine:
         answers = await asyncio.gather(*(tiny.answer(engine, request) for request in (first, second)))
     assert answers == [tiny.plain_answer(first), tiny.plain_answer(second)]
-    assert recorder.preemptions > 0
-    assert sum(step.encoded_images for step in recorder.steps) > 1
+    assert recorder.preemptions == 1
+    assert sum(step.encoded_images for step in recorder.steps) == encoded
+
+
+async def test_a_picture_asked_about_again_is_neither_encoded_nor_prefilled_anew(
+    tiny: Tiny, recorder: Recorder
+) -> None:
+    requests = [tiny.request(question, [tiny.picture(90, 60)]) for question in ((5, 6), (7, 8, 9), (5, 6, 10))]
+    expected = [tiny.plain_answer(request) for request in requests]
+    async with tiny.engine(recorder) as engine:
+        outputs = [[output async for output in engine.generate(request)] for request in requests]
+    assert [[output.token_id for output in answer] for answer in outputs] == expected
+    assert sum(step.encoded_images for step in recorder.steps) == 1
+    image_tokens = requests[0].images[0].layout.tokens
+    cached = [answer[0].cached_tokens for answer in outputs]
+    assert cached[0] == 0
+    assert all(image_tokens // 16 * 16 <= tokens < len(requests[1].token_ids) for tokens in cached[1:])
+    assert sum(step.prefix_hits for step in recorder.steps) == sum(cached)
+    assert [report.cached_tokens for report in recorder.requests] == cached
+
+
+async def test_a_conversation_goes_on_from_the_answer_before(tiny: Tiny) -> None:
+    first = tiny.request((5, 6), [tiny.picture(90, 60)], max_tokens=40)
+    async with tiny.engine() as engine:
+        answer = [token for token in await tiny.answer(engine, first) if token is not None]
+        turn = replace(first, token_ids=(*first.token_ids, *answer, 30, 31))
+        outputs = [output async for output in engine.generate(turn)]
+    assert [output.token_id for output in outputs] == tiny.plain_answer(turn)
+    assert outputs[0].cached_tokens >= len(first.token_ids) + len(answer) - 16
+
+
+async def test_without_the_prefix_cache_all_is_computed_anew(tiny: Tiny, recorder: Recorder) -> None:
+    request = tiny.request((5, 6), [tiny.picture(90, 60)])
+    async with tiny.engine(recorder, prefix_cache=False) as engine:
+        answers = [await tiny.answer(engine, request) for _ in range(2)]
+    assert answers == [tiny.plain_answer(request)] * 2
+    assert sum(step.prefill_tokens for step in recorder.steps) == 2 * len(request.token_ids)
+    assert sum(step.encoded_images for step in recorder.steps) == 1
+
+
+async def test_tenants_share_nothing(tiny: Tiny, recorder: Recorder) -> None:
+    request = tiny.request((5, 6), [tiny.picture(90, 60)])
+    async with tiny.engine(recorder) as engine:
+        cached = []
+        for salt in ("one", "two", "one"):
+            outputs = [output async for output in engine.generate(replace(request, cache_salt=salt))]
+            cached.append(outputs[0].cached_tokens > 0)
+    assert cached == [False, False, True]
+    assert sum(step.encoded_images for step in recorder.steps) == 2
 
 
 async def test_a_seeded_answer_is_the_same_alone_and_in_company(tiny: Tiny) -> None:

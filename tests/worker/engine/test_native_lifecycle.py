@@ -350,12 +350,17 @@ async def test_reports_add_up(tiny: Tiny, recorder: Recorder) -> None:
     async with tiny.engine(recorder) as engine:
         await asyncio.gather(*(tiny.answer(engine, request) for request in requests))
     prompt = len(requests[0].token_ids)
-    assert sum(step.prefill_tokens for step in recorder.steps) == 4 * prompt
+    hits = sum(step.prefix_hits for step in recorder.steps)
+    assert sum(step.prefix_queries for step in recorder.steps) == 4 * prompt
+    assert sum(step.prefill_tokens for step in recorder.steps) == 4 * prompt - hits
     assert sum(step.decode_tokens for step in recorder.steps) == 4 * 5
     assert sum(step.drawn_tokens for step in recorder.steps) == 4 * 6
-    assert sum(step.encoded_images for step in recorder.steps) == 4
+    assert sum(step.image_queries for step in recorder.steps) == 4
+    assert sum(step.encoded_images for step in recorder.steps) == 1
+    assert sum(step.image_hits for step in recorder.steps) == 3
     assert sum(len(step.inter_token_seconds) for step in recorder.steps) == 4 * 5
     assert len(recorder.requests) == 4
+    assert sum(report.cached_tokens for report in recorder.requests) == hits
     for report in recorder.requests:
         assert (report.outcome, report.prompt_tokens, report.answer_tokens) == ("length", prompt, 6)
         assert report.queue_seconds is not None and report.prefill_seconds is not None
