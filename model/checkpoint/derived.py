@@ -22,10 +22,10 @@ def with_delta(delta: StoredTensor, base: StoredTensor) -> StoredTensor:
     in_base = base.shape[0]
 
     def rows(first: int, last: int) -> torch.Tensor:
-        total = delta.rows(first, last).float()
+        total = delta.rows(first, last).to(torch.float32, copy=True)
         if first < in_base:
             shared = min(last, in_base)
-            total = torch.cat([total[: shared - first] + base.rows(first, shared).float(), total[shared - first :]])
+            total[: shared - first] += base.rows(first, shared)
         return total.to(delta.dtype)
 
     return replace(delta, rows=rows)
@@ -40,7 +40,7 @@ def with_lora(weight: StoredTensor, a: StoredTensor, b: StoredTensor, scale: flo
 
     def rows(first: int, last: int) -> torch.Tensor:
         step = b.rows(first, last).float() @ a.rows(0, a.shape[0]).float()
-        return weight.rows(first, last).float().add_(step, alpha=scale).to(weight.dtype)
+        return step.mul_(scale).add_(weight.rows(first, last)).to(weight.dtype)
 
     return replace(weight, rows=rows)
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from model.checkpoint.files import indexed_files, member
+from model.checkpoint.mapped import copied
 from model.checkpoint.names import canonical_name
 from model.checkpoint.pickles import read_pickled
 from model.errors import CheckpointError
@@ -25,7 +26,7 @@ Rename = Callable[[str], str | None]
 Rows = Callable[[int, int], torch.Tensor]  # rows first..last of the first dimension
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _rows_of(file: Path, name: str) -> Rows:
 
 def _pickled(file: Path) -> list[StoredTensor]:
     def rows_of(tensor: torch.Tensor) -> Rows:
-        return lambda first, last: tensor[first:last] if tensor.dim() else tensor.reshape(1)
+        return lambda first, last: copied(tensor[first:last] if tensor.dim() else tensor.reshape(1))
 
     return [
         StoredTensor(file, name, tuple(tensor.shape), tensor.dtype, rows_of(tensor))

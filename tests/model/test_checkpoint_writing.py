@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, and a few rows at a time."""
+"""Checkpoints are written whole or not at all."""
 
 import json
 import resource
@@ -22,7 +22,6 @@ from model.tiny import make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)  # processes that start here import torch, which a busy machine does slowly
-SHARD = 32 << 20
 
 WRITE_AND_WAIT = """
 import signal, sys
@@ -37,59 +36,10 @@ def wait(phase, done, total):
 write_checkpoint(plan_import(sys.argv[1]), Path(sys.argv[2]), progress=wait)
 """
 
-MEASURE = """
-import json, sys, threading, time
-from pathlib import Path
-import torch
-from model.checkpoint.importing import ImportOptions, plan_import
-from model.checkpoint.plan import write_checkpoint
-
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-def watch():
-    while not done.is_set():
-        peak[0] = max(peak[0], anonymous())
-        time.sleep(0.002)
-
-source, small, target = map(Path, sys.argv[1:])
-write_checkpoint(plan_import(small), target / "warm")  # so that what is imported and cached is in the baseline
-done, peak, before = threading.Event(), [0], anonymous()
-watcher = threading.Thread(target=watch)
-watcher.start()
-plan = plan_import(source, ImportOptions(dtype=torch.bfloat16))
-write_checkpoint(plan, target / "large", shard_bytes=32 << 20)
-done.set()
-watcher.join()
-print(json.dumps({"grown": peak[0] - before, "source": plan.weights_bytes * 2}))
-"""
-
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
-
-
-def large_checkpoint(tiny: Path, folder: Path) -> Path:
-    """Four shards of `SHARD` bytes and some more, of ones."""
-    from model.checkpoint.configuration import checked_config
-    from model.checkpoint.expected import known_tensors
-    from model.checkpoint.tensors import StoredTensor
-    from model.checkpoint.weights import write_weights
-
-    shutil.copytree(tiny, folder)
-    (folder / "model.safetensors").unlink()
-    raw = json.loads((folder / "config.json").read_text())
-    raw["text_config"] |= {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 10, "head_dim": 128}
-    (folder / "config.json").write_text(json.dumps(raw))
-
-    def ones(name: str, shape: tuple[int, ...]) -> StoredTensor:
-        return StoredTensor(folder, name, shape, torch.float32, lambda a, b: torch.ones(b - a, *shape[1:]))
-
-    shapes = known_tensors(checked_config(raw, "test"))
-    write_weights({name: ones(name, shape) for name, shape in shapes.items()}, folder, shard_bytes=SHARD)
-    return folder
 
 
 @contextmanager
@@ -100,15 +50,6 @@ def run(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def test_a_conversion_holds_less_than_a_shard_in_memory(tiny: Path, tmp_path: Path) -> None:
-    source = large_checkpoint(tiny, tmp_path / "source")
-    assert len(list(source.glob("model-*.safetensors"))) >= 4
-    with run(MEASURE, source, tiny, tmp_path) as process:
-        told = json.loads(process.communicate()[0].splitlines()[-1])
-    assert told["source"] > 4 * SHARD
-    assert told["grown"] < 1.1 * SHARD
 
 
 def test_a_killed_writer_leaves_nothing_half_and_others_tell_it_from_one_at_work(tiny: Path, tmp_path: Path) -> None:
