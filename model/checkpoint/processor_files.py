@@ -64,6 +64,16 @@ def preprocessor_config(
     return files
 
 
+def video_preprocessor_config(images: Mapping[str, Any]) -> dict[str, Any]:
+    """video_preprocessor_config.json, for transformers' class that takes videos too: it must be there, none is used.
+
+    `images` is preprocessor_config.json.
+    """
+    kept = ("do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize")
+    names = ("processor_class", *kept, "image_mean", "image_std")
+    return {"video_processor_type": "LlavaOnevisionVideoProcessor", **{name: images[name] for name in names}}
+
+
 def processor_config(config: LlavaConfig, image_token: str) -> dict[str, Any]:
     """processor_config.json."""
     strategy = "default" if config.drop_cls else "full"

@@ -21,6 +21,7 @@ IMAGE = "<image>"
 VIDEO = "<video>"
 _SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _CONFIG = "tokenizer_config.json"
+_GENERAL_CLASS = "PreTrainedTokenizerFast"  # of transformers 4 and 5, for any tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,23 @@ def _converted(directory: Path, settings: Mapping[str, Any]) -> tuple[Tokenizer,
     return Tokenizer.from_str(slow.backend_tokenizer.to_str()), {
         **kept,
         **named,
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": _GENERAL_CLASS,
         "clean_up_tokenization_spaces": False,
     }
 
 
 def _settings_with(settings: Mapping[str, Any], tokenizer: Tokenizer, added: Sequence[str]) -> dict[str, Any]:
-    """transformers 4 lists added tokens a second time, beside tokenizer.json; the lists must agree."""
-    result = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
+    """As transformers 4 and 5 both read them.
+
+    4 does not know 5's name of the class for any tokenizer.json, whose own name for it makes token_type_ids too unless
+    told otherwise: generate() refuses those. 4 lists added tokens a second time, beside tokenizer.json; the lists must
+    agree.
+    """
+    result = {"tokenizer_class": _GENERAL_CLASS, "model_input_names": ["input_ids", "attention_mask"], **settings}
+    if result["tokenizer_class"] == "TokenizersBackend":
+        result["tokenizer_class"] = _GENERAL_CLASS
+    if isinstance(result.get("extra_special_tokens"), list):  # 5's name for the list; by this name 4 takes a mapping
+        result["additional_special_tokens"] = result.pop("extra_special_tokens")
     listed = settings.get("added_tokens_decoder")
     if isinstance(listed, Mapping):
         plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}

@@ -283,6 +283,20 @@ def test_what_transformers_5_says_in_its_own_words_is_written_so_that_4_reads_it
     assert written["torch_dtype"] == "float32"
 
 
+def test_a_tokenizer_that_transformers_5_saved_is_written_so_that_4_reads_it(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tiny)
+    saved = json.loads((tiny / "tokenizer_config.json").read_text())
+    assert saved["tokenizer_class"] == "TokenizersBackend" and isinstance(saved["extra_special_tokens"], list)
+    written = plan_import(tiny).tokenizer.settings
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == saved["extra_special_tokens"]
+    assert "extra_special_tokens" not in written
+    assert written["model_input_names"] == ["input_ids", "attention_mask"]  # generate() refuses token_type_ids
+
+
 def test_importing_what_was_imported_changes_nothing(tmp_path: Path, originals: Callable, tiny: Path) -> None:
     source = originals(tiny, tmp_path)
     imported(source.path, tmp_path / "once", vision_tower=source.tower)

@@ -57,8 +57,12 @@ class Pair:
 
     def row(self, sizes: list[Size]) -> Row:
         """Token ids and prepared images of a question about pictures of these sizes."""
-        images = [self.ours.preprocessor.prepare(png(*size), images=len(sizes)) for size in sizes]
-        asked = [ChatMessage("user", (*[ImagePart()] * len(sizes), TextPart(QUESTION)))]
+        return self.asked([png(*size) for size in sizes], QUESTION)
+
+    def asked(self, files: list[bytes], question: str) -> Row:
+        """The same of any question about any pictures."""
+        images = [self.ours.preprocessor.prepare(file, images=len(files)) for file in files]
+        asked = [ChatMessage("user", (*[ImagePart()] * len(files), TextPart(question)))]
         return torch.tensor(self.ours.prompter.build(asked, [image.layout for image in images])), images
 
     def logits(self, rows: list[Row]) -> torch.Tensor:
