@@ -54,7 +54,7 @@ def main(checkpoint: str, questions: str, answers: str) -> None:
     processor = transformers.AutoProcessor.from_pretrained(checkpoint, use_fast=False)
     report = {
         "transformers": transformers.__version__,
-        "classes": [type(part).__name__ for part in (model, processor, processor.image_processor)],
+        "classes": [type(part).__name__.removesuffix("Pil") for part in (model, processor, processor.image_processor)],
         "loading": {kind: sorted(map(str, found)) for kind, found in loading.items()},
         "complaints": [text for text in complaints.texts if "use_fast" not in text],  # later ones say backend="pil"
     }
