@@ -1,12 +1,12 @@
 # Needs Python 3.11+ and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm system-deps clean
+.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm bench system-deps clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 # More of pyproject's extras: `make install EXTRAS=gpu`.
 EXTRAS ?=
-# Passed on to `tephra up`: `make up ARGS="--workers 2 --port 9000"`.
+# Passed on: `make up ARGS="--workers 2 --port 9000"`, `make bench ARGS="--runs 1"`.
 ARGS ?=
 # Passed on to pytest: `make test PYTEST="-k rope -x"`.
 PYTEST ?=
@@ -53,6 +53,9 @@ test-transformers: install-dev $(RELEASES)/.installed ## What we write in other 
 test-vllm: install-dev $(VLLM)/.installed ## The same checkpoints in vLLM, token by token (some 7 GB of packages, minutes)
 	TEPHRA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(PYTEST)
 
+bench: install-dev $(VLLM)/.installed build/llava-0.7b ## Our worker, vLLM and transformers side by side (idle machine, hours)
+	$(BIN)/tephra bench compare --model build/llava-0.7b --engines tephra,vllm,transformers --vllm-python $(VLLM)/bin/python $(ARGS)
+
 system-deps: ## Debian packages that only the browser tests need (as root)
 	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "system-deps needs root and apt-get; install chromium, chromium-driver and fonts-noto-color-emoji by hand."; exit 1; fi
 	@dpkg -s chromium chromium-driver fonts-noto-color-emoji >/dev/null 2>&1 || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver fonts-noto-color-emoji; }
@@ -62,6 +65,9 @@ clean: ## Remove .venv, caches and build output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install-dev: $(DEV_STAMP)
+
+build/llava-0.7b: | $(DEV_STAMP)
+	$(BIN)/tephra bench make-checkpoint $@
 
 # The first python3 that is new enough and can make virtual environments.
 $(BIN)/python:

@@ -35,7 +35,7 @@ class Machine:
         cpu, flags = _processor()
         return Machine(
             cpu=cpu or platform.processor() or platform.machine(),
-            cores=core_count(),
+            cores=len(processors()),
             memory=psutil.virtual_memory().total,
             flags=flags,
             gpus=_gpus(),
@@ -44,8 +44,9 @@ class Machine:
         )
 
 
-def core_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def processors() -> list[int]:
+    """The numbers of those that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def our_versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ class Serve:
 def serve(asked: Serve, console: Console) -> int:
     """Returns the exit code: 1 where no request was answered. Raises TargetError, and OSError for unwritable files."""
     for file in filter(None, (asked.json, asked.plot)):
-        file.touch()  # an unwritable one is told before the run, not after it
+        check_writable(file)
     shelf = PictureShelf(asked.workload.sizes, asked.workload.picture_format, asked.workload.seed)
     with contextlib.closing(shelf), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         model, measured = runner.run(_run(asked, shelf, console))
@@ -59,6 +60,12 @@ def serve(asked: Serve, console: Console) -> int:
         title = f"{model}: {_load_text(asked.load)}, pictures {asked.workload.images}"
         asked.plot.write_text(plot(measured, title, streamed=asked.workload.stream), "utf-8")
     return 0 if summary.answered else 1
+
+
+def check_writable(file: Path) -> None:
+    """Before a run, not after it. Raises OSError."""
+    if not os.access(file.parent, os.W_OK) or file.is_dir():
+        raise OSError(f"{file}: it cannot be written")
 
 
 async def _run(asked: Serve, shelf: PictureShelf, console: Console) -> tuple[str, Measurement]:

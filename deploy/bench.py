@@ -108,6 +108,99 @@ def serve(
     raise typer.Exit(code)
 
 
+@app.command()
+def compare(
+    model: Annotated[Path, typer.Option(help="The checkpoint that all serve.")],
+    engines: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND[:LABEL[=ARGS]],...",
+            help="Of tephra, vllm, transformers; e.g. 'tephra,tephra:small=--block-size 8,vllm'.",
+        ),
+    ] = "tephra,transformers",
+    concurrency: Annotated[str, typer.Option(metavar="N,...", help="Requests at once.")] = "1,8,32",
+    images: Annotated[str, typer.Option(metavar="KIND,...", help="Of distinct, repeated, none.")] = (
+        "distinct,repeated,none"
+    ),
+    runs: Annotated[int, typer.Option(min=1, help="How often everything is repeated, interleaved.")] = 5,
+    requests: Annotated[int, typer.Option(min=1, help="Requests at each point, at least.")] = 8,
+    waves: Annotated[int, typer.Option(min=1, help="At least so many times the concurrency.")] = 2,
+    warmup: Annotated[int, typer.Option(min=0, help="Requests before each point that are not measured.")] = 2,
+    max_tokens: MaxTokens = 64,
+    words: Words = 24,
+    size: Sizes = "336x336",
+    picture_format: Kind = PictureFormat.JPEG,
+    turns: Annotated[int, typer.Option(min=1, help="Questions about each picture.")] = 1,
+    seed: Seed = 0,
+    dtype: Annotated[str, typer.Option(help="What every engine computes in.")] = "bfloat16",
+    vllm_python: Annotated[
+        str, typer.Option(envvar="TEPHRA_VLLM_PYTHON", help="The Python of vLLM's environment.")
+    ] = ".venv-vllm/bin/python",
+    start_timeout: Annotated[float, typer.Option(min=1, help="Most time for a server to become ready.")] = 900.0,
+    request_timeout: RequestSeconds = 900.0,
+    idle_timeout: Annotated[float, typer.Option(min=0, help="Most time to wait for an idle machine.")] = 120.0,
+    allow_busy: Annotated[bool, typer.Option("--allow-busy", help="Measure although the machine is not idle.")] = False,
+    name: Annotated[str, typer.Option(help="Of the results.")] = "compare",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Default: benchmarks/results/DATE-NAME.json.")] = (
+        None
+    ),
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Default: the same, ending in .md.")] = None,
+) -> None:
+    """Start several servers on one checkpoint, one after another and repeatedly, and print how they compare."""
+    _needs_psutil()
+    import time
+
+    from rich.console import Console
+
+    from benchmarks.compare import Compare, CompareError
+    from benchmarks.compare import compare as run
+    from benchmarks.engines import parse_engines
+    from benchmarks.pictures import Size
+    from benchmarks.workload import Workload
+
+    file = Path("benchmarks", "results", f"{time.strftime('%Y-%m-%d')}-{name}.json")
+    try:
+        workload = Workload(
+            sizes=tuple(Size.parse(part) for part in size.split(",")),
+            picture_format=picture_format.value,
+            turns=turns,
+            prompt_words=words,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        asked = Compare(
+            model=model,
+            engines=parse_engines(engines),
+            concurrency=tuple(_at_least_one(part) for part in concurrency.split(",")),
+            images=tuple(Images(part.strip()).value for part in images.split(",")),
+            workload=workload,
+            runs=runs,
+            requests=requests,
+            waves=waves,
+            warm_up=warmup,
+            name=name,
+            json=json_file or file,
+            markdown=markdown_file or (json_file or file).with_suffix(".md"),
+            dtype=dtype,
+            vllm_python=vllm_python,
+            start_seconds=start_timeout,
+            request_seconds=request_timeout,
+            idle_seconds=idle_timeout,
+            allow_busy=allow_busy,
+        )
+        code = run(asked, Console())
+    except (ValueError, CompareError, OSError) as error:
+        _fail(str(error))
+    raise typer.Exit(code)
+
+
+def _at_least_one(text: str) -> int:
+    """Raises ValueError."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError(f"--concurrency {text!r}: expected whole numbers from 1 on")
+    return int(text)
+
+
 @app.command("make-checkpoint")
 def make_checkpoint(
     folder: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")],

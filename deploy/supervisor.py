@@ -82,6 +82,11 @@ class Supervised:
         self._process: asyncio.subprocess.Process | None = None
         self._stop = asyncio.Event()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the lifeline, whose child the process is, while they run."""
+        return None if self._process is None or self._process.returncode is not None else self._process.pid
+
     async def start(self) -> None:
         """Starts the process and returns once it is ready. Raises PartFailed; OSError for an unwritable log."""
         self._observer.stage(self.part.name, Stage.STARTING)

@@ -202,3 +202,17 @@ def test_an_interrupt_shows_what_was_measured_so_far(stand_in: StartStandIn, tmp
     assert "Stopped early: 1 requests under way were dropped." in printed
     summary = json.loads((tmp_path / "run.json").read_text())["summary"]
     assert (summary["answered"], summary["interrupted"]) == (2, 1)
+
+
+def test_a_running_system_is_measured_through_its_controller(running_system: Callable[..., Any], bench: Bench) -> None:
+    with running_system({}, {}) as system:
+        asked = ["--api-key", system.key, "--requests", "6", "--concurrency", "3", "--turns", "2", "--max-tokens", "8"]
+        found = bench(system.url, *asked, "--size", "60x40,40x90", "--format", "png", "--slo", "e2e=1000s")
+        refused = bench(system.url, "--api-key", "wrong", "--model", system.model, "--requests", "2")
+    assert found["code"] == 0, found["printed"]
+    assert (found["summary"]["answered"], found["summary"]["errors"]) == (6, {})
+    assert found["summary"]["output_tokens"] == 6 * 8  # none ended early
+    assert found["summary"]["input_tokens"] > 6 * 24
+    assert found["summary"]["good"] == 6
+    assert refused["code"] == 1
+    assert [kind[:8] for kind in refused["summary"]["errors"]] == ["HTTP 401"]
