@@ -39,6 +39,7 @@ def _after(data: bytes, terminator: bytes) -> int:
 
 class _Delta(msgspec.Struct):
     content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -100,7 +101,7 @@ class StreamProgress:
             self._open.add(choice.index)
             if choice.finish_reason is not None:
                 self._finished.add(choice.index)
-            if choice.text or (choice.delta and choice.delta.content):
+            if choice.text or (choice.delta and (choice.delta.content or choice.delta.tool_calls)):
                 self.pieces += 1
 
 

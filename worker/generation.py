@@ -22,6 +22,7 @@ from worker.engine.protocol import (
     EngineOverloaded,
     EngineRequest,
 )
+from worker.grammar.matcher import AnswerMatcher
 
 _AHEAD = 32  # pieces that may wait for a slow client before the engine's own queue takes over
 
@@ -33,6 +34,7 @@ class Running:
     request: EngineRequest
     answer: Answer
     prompt: int = 0
+    matcher: AnswerMatcher | None = None  # of an answer of a given form
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Generation:
                     piece = running.answer.take(step)
                     if piece.finish_reason == "abort":
                         raise unavailable("The worker stopped while it was answering; send the request again.")
+                    if piece.finish_reason is not None and running.matcher is not None and running.matcher.failure:
+                        raise bad_request(f"The answer was given up: {running.matcher.failure}.", code="grammar_failed")
                     if not piece.empty:
                         await queue.put((index, piece))
                     if piece.finish_reason is not None:

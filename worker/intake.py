@@ -18,10 +18,12 @@ from model.errors import ImageError, PromptError
 from model.geometry import ImageLayout
 from model.image_file import MAX_PIXELS, read_header
 from model.images import ImagePreprocessor, PreparedImage
-from model.prompts import ChatMessage, ImagePart, Prompter, TextPart
+from model.prompts import ChatMessage, ImagePart, Prompter, TextPart, ToolCard
+from model.prompts.tools import ToolFormat
 from server.media.data_url import decode_data_url, is_data_url
 from server.protocol.errors import ApiError, bad_request
 from server.protocol.openai import ChatCompletionRequest, ImageContent, Message
+from worker.calling import Calling, tool_uses, with_functions_told
 
 Result = TypeVar("Result")
 
@@ -90,6 +92,11 @@ class Intake:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the chat template lets the model call tools; None where it has no place for them."""
+        return self._prompter.tool_format
+
     def count_images(self, request: ChatCompletionRequest) -> int:
         """Raises ApiError 400 beyond the limit."""
         count = sum(isinstance(part, ImageContent) for message in request.messages for part in message.parts)
@@ -101,13 +108,18 @@ class Intake:
             )
         return count
 
-    async def chat(self, request: ChatCompletionRequest, budget: TokenBudget) -> tuple[Prompt, int]:
+    async def chat(
+        self, request: ChatCompletionRequest, budget: TokenBudget, calling: Calling | None = None
+    ) -> tuple[Prompt, int]:
         """The prompt and the most tokens that the answer may have. Raises ApiError."""
         self.count_images(request)
         files = [await self._file(url, param) for url, param in _image_urls(request)]
         layouts = await self._off_loop(lambda: self._layouts(files))
-        messages = [_message(message) for message in request.messages]
-        token_ids = await self._off_loop(lambda: self._build(messages, layouts))
+        messages = [_message(message, place) for place, message in enumerate(request.messages)]
+        cards = calling.cards if calling is not None else ()
+        if cards and self.tool_format is None:
+            messages, cards = with_functions_told(messages, cards), ()
+        token_ids = await self._off_loop(lambda: self._build(messages, layouts, cards))
         image_tokens = sum(layout.tokens for layout in layouts)
         max_tokens = budget.answer_tokens(len(token_ids), image_tokens, request.token_limit, "messages")
         images = await asyncio.gather(*(self._off_loop(partial(self._prepare, file, len(files))) for file in files))
@@ -157,9 +169,11 @@ class Intake:
             )
         return layouts
 
-    def _build(self, messages: list[ChatMessage], layouts: list[ImageLayout]) -> tuple[int, ...]:
+    def _build(
+        self, messages: list[ChatMessage], layouts: list[ImageLayout], cards: tuple[ToolCard, ...]
+    ) -> tuple[int, ...]:
         try:
-            return self._prompter.build(messages, layouts)
+            return self._prompter.build(messages, layouts, cards)
         except PromptError as error:
             raise bad_request(str(error), param="messages", code="invalid_prompt") from None
 
@@ -185,9 +199,11 @@ def _image_urls(request: ChatCompletionRequest) -> list[tuple[str, str]]:
     ]
 
 
-def _message(message: Message) -> ChatMessage:
+def _message(message: Message, place: int) -> ChatMessage:
     """`developer` is OpenAI's newer word for `system`; templates know only the older one."""
-    role = "system" if message.role == "developer" else message.role
     return ChatMessage(
-        role, tuple(ImagePart() if isinstance(part, ImageContent) else TextPart(part.text) for part in message.parts)
+        role="system" if message.role == "developer" else message.role,
+        parts=tuple(ImagePart() if isinstance(part, ImageContent) else TextPart(part.text) for part in message.parts),
+        tool_calls=tool_uses(message, place),
+        tool_call_id=message.tool_call_id or "",
     )

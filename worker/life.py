@@ -72,7 +72,7 @@ class Worker:
             listening.cancel()
             await asyncio.gather(serving, return_exceptions=True)
             await service.engine.stop()
-            service.intake.close()
+            service.close()
 
     async def _wait_for_end(self, serving: asyncio.Task[None], service: Service, membership: Membership | None) -> None:
         stop = asyncio.create_task(self._stop.wait())

@@ -60,6 +60,22 @@ class WorkerMetrics:
             "media_fetches", "Images fetched for requests, by outcome.", ("outcome",), registry=None
         )
         self._show(self.media_fetches, _OURS)
+        self._grammar_requests = Counter(
+            "grammar_requests",
+            "Requests for an answer of a given form, by kind.",
+            ("model_name", "kind"),
+            registry=None,
+        )
+        self._show(self._grammar_requests, _OURS)
+        self._grammar_rejections = Counter(
+            "grammar_rejections", "Of these, those whose form was refused.", ("model_name", "kind"), registry=None
+        )
+        self._show(self._grammar_rejections, _OURS)
+        self._grammar_queries = self._counter("grammar_cache_queries", "Compiled forms looked up.", _OURS)
+        self._grammar_hits = self._counter("grammar_cache_hits", "Of these, those that were there.", _OURS)
+        self._grammar_seconds = self._histogram(
+            "grammar_compile_seconds", "Trying and compiling one form.", _STEP_SECONDS, _OURS
+        )
         self._step = self._histogram("step_seconds", "One engine step.", _STEP_SECONDS, _OURS)
         info = Gauge("version_info", "The weights that answer.", ("model_name", "version"), registry=None)
         info.labels(model, version).set(1)
@@ -112,6 +128,19 @@ class WorkerMetrics:
         ):
             if seconds is not None:
                 histogram.observe(seconds)
+
+    def grammar_asked(self, kind: str) -> None:
+        self._grammar_requests.labels(self._model, kind).inc()
+
+    def grammar_rejected(self, kind: str) -> None:
+        self._grammar_rejections.labels(self._model, kind).inc()
+
+    def grammar_found(self, cached: bool) -> None:
+        self._grammar_queries.inc()
+        self._grammar_hits.inc(cached)
+
+    def grammar_compiled(self, seconds: float) -> None:
+        self._grammar_seconds.observe(seconds)
 
     def _counter(self, name: str, documentation: str, prefixes: tuple[str, ...] = _SHARED) -> Counter:
         counter = Counter(name, documentation, ("model_name",), registry=None)

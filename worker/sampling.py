@@ -20,8 +20,13 @@ class Sampler:
     vocab_size: int
     end_token_ids: frozenset[int]
 
-    def params(self, request: ChatCompletionRequest | CompletionRequest, max_tokens: int) -> list[SamplingParams]:
-        """One for each of the `n` answers: with seeds `seed`, `seed + 1`, ... Raises ApiError 400."""
+    def params(
+        self, request: ChatCompletionRequest | CompletionRequest, max_tokens: int, *, constrained: bool = False
+    ) -> list[SamplingParams]:
+        """One for each of the `n` answers: with seeds `seed`, `seed + 1`, ... Raises ApiError 400.
+
+        A constrained answer ends where its form is complete, so its end tokens count whatever `ignore_eos` says.
+        """
         stop_ids = frozenset(request.stop_token_ids or ())
         for name, ids in (("stop_token_ids", stop_ids), ("logit_bias", request.logit_bias or {})):
             if outside := [token_id for token_id in ids if token_id >= self.vocab_size]:
@@ -34,6 +39,7 @@ class Sampler:
                 f"min_tokens: {min_tokens} is more than the {max_tokens} tokens that the answer may have.",
                 param="min_tokens",
             )
+        ends = frozenset() if request.ignore_eos and not constrained else self.end_token_ids
         seed = random.getrandbits(64) if request.seed is None else request.seed
         return [
             SamplingParams(
@@ -44,7 +50,7 @@ class Sampler:
                 top_k=max(request.top_k or 0, 0),
                 min_p=request.min_p or 0.0,
                 min_tokens=min_tokens,
-                stop_token_ids=stop_ids if request.ignore_eos else stop_ids | self.end_token_ids,
+                stop_token_ids=stop_ids | ends,
                 logit_bias=request.logit_bias or {},
                 frequency_penalty=request.frequency_penalty or 0.0,
                 presence_penalty=request.presence_penalty or 0.0,

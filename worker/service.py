@@ -12,9 +12,13 @@ from server.protocol.openai import ChatCompletionRequest, CompletionRequest
 from server.protocol.registration import ModelCard
 from worker.answers.answer import Answer, AnswerRules
 from worker.answers.token_bytes import TokenBytes
+from worker.answers.tool_calls import CallReader, ForcedCalls, TaggedCalls
+from worker.calling import Calling, read_calling
 from worker.engine.protocol import Engine, EngineRequest
 from worker.gate import Gate, Slot
 from worker.generation import Generation, Running
+from worker.grammar.compiler import CompiledGrammar
+from worker.grammars import Grammars
 from worker.intake import Intake, Prompt, TokenBudget
 from worker.metrics import WorkerMetrics
 from worker.sampling import Sampler
@@ -38,6 +42,7 @@ class Service:
     intake: Intake
     tokens: TokenBytes
     sampler: Sampler
+    grammars: Grammars
     gate: Gate
     metrics: WorkerMetrics
     stop_strings: tuple[str, ...] = ()  # that end a chat answer, in prompt formats that have no token for it
@@ -50,18 +55,33 @@ class Service:
     def budget(self) -> TokenBudget:
         return TokenBudget(self.card.context_length, self.limits.default_max_tokens)
 
-    async def chat(self, request: ChatCompletionRequest, slot: Slot) -> Generation:
+    def close(self) -> None:
+        """Ends the threads and processes of the parts. The engine is stopped by whoever started it."""
+        self.intake.close()
+        self.grammars.close()
+
+    def calling(self, request: ChatCompletionRequest) -> Calling | None:
+        """The functions that the answers may call. Raises ApiError where that cannot be had."""
+        return read_calling(request, self.intake.tool_format)
+
+    async def chat(self, request: ChatCompletionRequest, slot: Slot, calling: Calling | None = None) -> Generation:
         """Prepares a chat request for the engine. Raises ApiError."""
         self._check_model(request.model)
         slot.hold_images(self.intake.count_images(request))
-        prompt, max_tokens = await self.intake.chat(request, self.budget)
-        return self._generation(request, [(prompt, max_tokens)], continues_text=False)
+        grammar = await (self._grammar(request) if calling is None else self.grammars.of_calls(calling))
+        prompt, max_tokens = await self.intake.chat(request, self.budget, calling)
+        return self._generation(request, [(prompt, max_tokens)], grammar, continues_text=False)
 
     async def complete(self, request: CompletionRequest) -> Generation:
         """Prepares a completions request. Raises ApiError."""
         self._check_model(request.model)
+        grammar = await self._grammar(request)
         prompts = [await self.intake.text(text, request.token_limit, self.budget) for text in request.prompts]
-        return self._generation(request, prompts, continues_text=True)
+        return self._generation(request, prompts, grammar, continues_text=True)
+
+    async def _grammar(self, request: ChatCompletionRequest | CompletionRequest) -> CompiledGrammar | None:
+        asked = request.structure()
+        return None if asked is None else await self.grammars.of_structure(asked)
 
     def _check_model(self, name: str) -> None:
         if name != self.card.name:
@@ -71,29 +91,41 @@ class Service:
         self,
         request: ChatCompletionRequest | CompletionRequest,
         prompts: Sequence[tuple[Prompt, int]],
+        grammar: CompiledGrammar | None,
         *,
         continues_text: bool,
     ) -> Generation:
         """Answers of a prompt stand side by side: index = prompt * n + answer, as in OpenAI's completions."""
-        ends = () if continues_text or request.ignore_eos else self.stop_strings
+        # A form says itself where an answer ends, and its first space belongs to it.
+        constrained = grammar is not None
+        ends = () if continues_text or request.ignore_eos or constrained else self.stop_strings
         rules = AnswerRules(
             stops=(*request.stops, *ends),
             min_tokens=request.min_tokens or 0,
             skip_special_tokens=request.skip_special_tokens is not False,
-            continues_text=continues_text,
-            drop_first_space=self.space_first and not continues_text,
+            continues_text=continues_text or constrained,
+            drop_first_space=self.space_first and not continues_text and not constrained,
         )
         name = uuid.uuid4().hex
         answers = [
             Running(
-                EngineRequest(f"{name}-{place}-{index}", prompt.token_ids, prompt.images, sampling),
+                EngineRequest(f"{name}-{place}-{index}", prompt.token_ids, prompt.images, sampling, constraint=matcher),
                 Answer(self.tokens, rules),
                 prompt=place,
+                matcher=matcher,
             )
             for place, (prompt, max_tokens) in enumerate(prompts)
-            for index, sampling in enumerate(self.sampler.params(request, max_tokens))
+            for index, sampling in enumerate(self.sampler.params(request, max_tokens, constrained=constrained))
+            for matcher in [grammar.matcher() if grammar is not None else None]
         ]
         return Generation(self.engine, answers, self.limits.request_seconds)
+
+
+def call_reader(calling: Calling) -> CallReader:
+    """For one answer."""
+    if calling.forced:
+        return ForcedCalls()
+    return TaggedCalls({function.name for function in calling.functions}, several=calling.several)
 
 
 def new_answer_id(prefix: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,10 @@ from worker.engine.config import EngineConfig
 from worker.engine.native import NativeEngine
 from worker.engine.protocol import Engine
 from worker.gate import Gate
+from worker.grammar.bounds import Bounds
+from worker.grammar.compiler import CompilerLimits, GrammarCompiler
+from worker.grammar.vocabulary import GrammarVocabulary
+from worker.grammars import Grammars
 from worker.intake import ImageSource, Intake, IntakeLimits
 from worker.metrics import WorkerMetrics
 from worker.sampling import Sampler
@@ -109,13 +114,15 @@ def assemble(
     metrics.follow_load(engine.load)
     metrics.follow("requests_in_hand", "Requests that the API has let in.", lambda: gate.requests)
     metrics.follow("images_in_hand", "Images that those requests hold.", lambda: gate.images)
+    tokens = TokenBytes(files.prompter.tokenizer)
     keys = {*settings.api_keys, *([settings.worker_secret] if settings.worker_secret else [])}
     return Service(
         card=model_card(files.config, name, version, engine.context_length, settings.max_images),
         engine=engine,
         intake=Intake(files.prompter, files.preprocessor, source or ImageFetcher(settings, metrics), limits),
-        tokens=TokenBytes(files.prompter.tokenizer),
+        tokens=tokens,
         sampler=Sampler(files.config.text.vocab_size, files.prompter.stop_token_ids),
+        grammars=_grammars(settings, files, tokens, metrics),
         stop_strings=files.prompter.stop_strings,
         space_first=files.prompter.puts_space_first,
         gate=gate,
@@ -129,6 +136,26 @@ def assemble(
         ),
         api_keys=frozenset(keys),
     )
+
+
+def _grammars(settings: WorkerSettings, files: ModelFiles, tokens: TokenBytes, metrics: WorkerMetrics) -> Grammars:
+    make_vocabulary = partial(
+        GrammarVocabulary,
+        tokens,
+        files.prompter.encode_continuation,
+        size=files.config.text.vocab_size,
+        end_token_ids=files.prompter.stop_token_ids,
+        structural=(files.config.image_token_id,),
+    )
+    limits = CompilerLimits(
+        seconds=settings.grammar_seconds,
+        step_seconds=settings.grammar_step_seconds,
+        max_waiting=settings.grammar_waiting,
+        cache_entries=settings.grammar_cache,
+        threads=settings.grammar_threads,
+    )
+    compiler = GrammarCompiler(make_vocabulary, limits, metrics) if files.prompter.stop_token_ids else None
+    return Grammars(compiler, Bounds(settings.max_grammar_bytes), metrics)
 
 
 def model_card(config: LlavaConfig, name: str, version: str, context_length: int, max_images: int) -> ModelCard:

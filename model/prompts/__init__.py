@@ -6,5 +6,15 @@ Knows nothing of weights, pictures' pixels or HTTP. `templates` holds the format
 from model.prompts.load import load_prompter
 from model.prompts.messages import ChatMessage, ImagePart, LabelledPrompt, TextPart
 from model.prompts.prompter import Prompter
+from model.prompts.tools import ToolCard, ToolUse
 
-__all__ = ["ChatMessage", "ImagePart", "LabelledPrompt", "Prompter", "TextPart", "load_prompter"]
+__all__ = [
+    "ChatMessage",
+    "ImagePart",
+    "LabelledPrompt",
+    "Prompter",
+    "TextPart",
+    "ToolCard",
+    "ToolUse",
+    "load_prompter",
+]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model.prompts.tools import ToolUse
+
 
 @dataclass(frozen=True)
 class TextPart:
@@ -17,8 +19,12 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class ChatMessage:
+    """`tool_calls` are an assistant's; a message of role "tool" answers the call `tool_call_id`."""
+
     role: str
     parts: tuple[TextPart | ImagePart, ...]
+    tool_calls: tuple[ToolUse, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True)

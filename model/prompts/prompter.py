@@ -22,6 +22,7 @@ from model.prompts.guard import AnswerBegins, AnswerEnds, Guard, Special, Writte
 from model.prompts.messages import ChatMessage, LabelledPrompt, TextPart
 from model.prompts.sandbox import BoundedTemplate
 from model.prompts.special_tokens import TemplateTokenizer
+from model.prompts.tools import ToolCard, ToolFormat, find_format, tool_values, use_values
 
 
 class Prompter:
@@ -53,6 +54,7 @@ class Prompter:
         closing_id = None if anatomy is None else self._closing_id(anatomy)
         self.stop_token_ids = stop_token_ids | ({closing_id} if closing_id is not None else frozenset())
         self.stop_strings = _stop_strings(anatomy) if anatomy is not None and closing_id is None else ()
+        self.tool_format = self._find_tool_format()
 
     def with_template(self, template: str) -> Prompter:
         """The same checkpoint behind another template. Raises PromptError."""
@@ -68,9 +70,11 @@ class Prompter:
         """Whether the template lets an answer begin with a space that is not the assistant's."""
         return self._lead == " "
 
-    def build(self, messages: Sequence[ChatMessage], layouts: Sequence[ImageLayout]) -> tuple[int, ...]:
+    def build(
+        self, messages: Sequence[ChatMessage], layouts: Sequence[ImageLayout], tools: Sequence[ToolCard] = ()
+    ) -> tuple[int, ...]:
         """Token ids that end where the assistant's answer begins. Raises PromptError."""
-        return self._lay_out(messages, layouts, generation=True).token_ids
+        return self._lay_out(messages, layouts, generation=True, tools=tools).token_ids
 
     def build_labelled(self, messages: Sequence[ChatMessage], layouts: Sequence[ImageLayout]) -> LabelledPrompt:
         """The conversation with its answers, for training: labels are set while tokens are laid down.
@@ -84,6 +88,10 @@ class Prompter:
         """A raw prompt without template or images; special tokens in it stay text."""
         return (*self._prefix, *self._tokens.encode(text).ids)
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Text that goes on after other text, so that nothing is put before it; special tokens in it stay text."""
+        return self._tokens.encode(text, continues=True).ids
+
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The template's text, for people to read."""
         shown = []
@@ -94,10 +102,15 @@ class Prompter:
         return "".join(shown)
 
     def _lay_out(
-        self, messages: Sequence[ChatMessage], layouts: Sequence[ImageLayout], *, generation: bool
+        self,
+        messages: Sequence[ChatMessage],
+        layouts: Sequence[ImageLayout],
+        *,
+        generation: bool,
+        tools: Sequence[ToolCard] = (),
     ) -> LabelledPrompt:
-        answers = [message for message in messages if message.role == "assistant"]
-        stretches = self._stretches(self._render(messages, generation=generation), answers)
+        answers = [message for message in messages if message.role == "assistant" and not _only_calls(message)]
+        stretches = self._stretches(self._render(messages, generation=generation, tools=tools), answers)
         if not generation and len(stretches) != len(answers) + 1:
             raise PromptError(
                 f"The chat template shows {len(stretches) - 1} of {len(answers)} answers: they cannot be learned from."
@@ -109,27 +122,48 @@ class Prompter:
             flags += [start < stretch.supervised for start in encoded.starts]
         return self._expand(ids, flags, layouts)
 
-    def _render(self, messages: Sequence[ChatMessage], *, generation: bool) -> str:
+    def _render(self, messages: Sequence[ChatMessage], *, generation: bool, tools: Sequence[ToolCard] = ()) -> str:
         if self._bounded is None:
             raise PromptError("This checkpoint has no chat template; use /v1/completions or add chat_template.jinja.")
         if not messages:
             raise PromptError("A conversation needs at least one message.")
-        content = [{"role": message.role, "content": self._content(message)} for message in messages]
-        return self._render_messages(content, generation)
+        content = [self._value(message) for message in messages]
+        return self._render_messages(content, generation, tool_values(tools, self._guard.hide) or None)
 
-    def _render_messages(self, messages: list[dict[str, Any]], generation: bool) -> str:
+    def _render_messages(
+        self, messages: list[dict[str, Any]], generation: bool, tools: list[dict[str, Any]] | None = None
+    ) -> str:
         assert self._bounded is not None
         special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
         return self._bounded.render(
-            {**special, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": generation}
+            {**special, "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generation}
         )
+
+    def _find_tool_format(self) -> ToolFormat | None:
+        """How the template lets the model call tools; None where it has no place for them."""
+        if self._bounded is None or "tools" not in (self.template or ""):
+            return None
+        found = find_format(lambda messages, tools: self._render_messages(messages, True, tools))
+        return None if "<tool_call>" in self.special_tokens else found  # which an answer's text would leave out
+
+    def _value(self, message: ChatMessage) -> dict[str, Any]:
+        value: dict[str, Any] = {"role": message.role, "content": self._content(message)}
+        if message.tool_calls:
+            value["tool_calls"] = use_values(message.tool_calls, self._guard.hide)
+        if message.role == "tool":
+            value["tool_call_id"] = self._guard.hide(message.tool_call_id)
+        return value
 
     def _content(self, message: ChatMessage) -> str | list[dict[str, str]]:
         if message.role == "assistant":
             if not all(isinstance(part, TextPart) for part in message.parts):
                 raise PromptError("An assistant message holds text only, no images.")
+            if _only_calls(message):
+                return ""
             text = self._guard.mark_answer(_words(message))
             return [{"type": "text", "text": text}] if self._takes_parts else text
+        if message.role == "tool":
+            return self._guard.hide(_words(message))
         if self._takes_parts:
             return [
                 {"type": "text", "text": self._guard.hide(part.text)}
@@ -217,6 +251,11 @@ class _Stretch:
 
 def _words(message: ChatMessage) -> str:
     return "".join(part.text for part in message.parts if isinstance(part, TextPart))
+
+
+def _only_calls(message: ChatMessage) -> bool:
+    """An answer that is nothing but calls of tools: no words to mark."""
+    return bool(message.tool_calls) and not _words(message)
 
 
 def _lead(lead: str, answer: str, text: str) -> str:

@@ -194,7 +194,7 @@ async def stage(files: ModelFiles, props: Props) -> AsyncIterator[Open]:
             engine = engine or ScriptedEngine(script or props.say("Hello."))
             metrics = WorkerMetrics("tiny", "v1")
             service = assemble(settings, files, engine, metrics, name="tiny", version="v1", source=source)
-            stack.callback(service.intake.close)
+            stack.callback(service.close)
             server, port = await stack.enter_async_context(serving(service))
             url = f"http://127.0.0.1:{port}"
             client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=30))

@@ -15,9 +15,9 @@ from worker.answers.answer import AnswerPiece
 from worker.api.body import body_route
 from worker.api.documentation import CHAT_RESPONSES, TEXT_RESPONSES
 from worker.api.responses import DONE, EventStream, json_response, sse_frame, unless_gone
-from worker.api.shapes import AnswerHeader, AnswerShape, ChatShape, CompletionShape, usage_json
+from worker.api.shapes import AnswerHeader, AnswerShape, CallShape, ChatShape, CompletionShape, usage_json
 from worker.generation import Generation
-from worker.service import Service, new_answer_id, unix_now
+from worker.service import Service, call_reader, new_answer_id, unix_now
 
 Pieces = AsyncGenerator[tuple[int, AnswerPiece], None]
 
@@ -28,8 +28,10 @@ def completion_routes(service: Service) -> APIRouter:
 
     async def chat_completions(request: Request, body: ChatCompletionRequest) -> Any:
         """Answers a conversation, with pictures where the model sees."""
-        shape = ChatShape(_header(service, "chatcmpl"), scored=bool(body.logprobs))
-        return await _respond(request, body, shape, lambda: service.chat(body, request.state.slot))
+        calling = service.calling(body)
+        calls = CallShape(lambda: call_reader(calling), named=calling.named) if calling is not None else None
+        shape = ChatShape(_header(service, "chatcmpl"), scored=bool(body.logprobs), calls=calls)
+        return await _respond(request, body, shape, lambda: service.chat(body, request.state.slot, calling))
 
     async def completions(request: Request, body: CompletionRequest) -> Any:
         """Continues raw text; no chat template, no pictures."""
@@ -96,9 +98,11 @@ class _AnswerStream:
         for index in range(self._generation.size):
             if (opening := self._shape.opening(index)) is not None:
                 yield self._frame(opening)
-        yield self._frame(self._shape.piece(*self._first))
+        if (choice := self._shape.piece(*self._first)) is not None:
+            yield self._frame(choice)
         async for index, piece in self._rest:
-            yield self._frame(self._shape.piece(index, piece))
+            if (choice := self._shape.piece(index, piece)) is not None:
+                yield self._frame(choice)
         if self._include_usage:
             yield sse_frame(self._shape.chunk([], usage_json(self._generation.counts())))
         yield DONE

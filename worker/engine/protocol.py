@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from model.images import PreparedImage
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -39,6 +41,26 @@ class SamplingParams:
     logprobs: int | None = None  # None: off; else the number of alternatives besides the drawn token
 
 
+class Constraint(Protocol):
+    """What one answer may say, token by token: the state of a grammar. Called on the engine's thread.
+
+    It follows the answer by position, so a preempted answer, whose drawn tokens are computed anew but not drawn anew,
+    goes on where it was; an answer that begins anew begins at position 0.
+    """
+
+    end_token_id: int  # one that may always end an answer; among the request's stop tokens
+
+    def allowed(self, position: int) -> np.ndarray | None:
+        """The tokens that may stand at `position` of the answer, packed uint8, token 0 in the lowest bit; it may wait,
+        but never for long. None: the answer cannot go on, and is to end; the constraint remembers why."""
+
+    def take(self, token_id: int) -> None:
+        """The token that was drawn at that position."""
+
+    def fail(self) -> None:
+        """None of the allowed tokens can be drawn: the answer is to end."""
+
+
 @dataclass(frozen=True)
 class EngineRequest:
     """One answer to make. Each image stands in `token_ids` as a run of `layout.tokens` image token ids."""
@@ -48,14 +70,15 @@ class EngineRequest:
     images: tuple[PreparedImage, ...]
     sampling: SamplingParams
     cache_salt: str = ""  # only requests of the same salt share what the caches hold
+    constraint: Constraint | None = None  # of this answer alone
 
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities after penalties and bias, before temperature and truncation."""
+    """Natural logarithms of probabilities after penalties, bias and constraint, before temperature and truncation."""
 
     logprob: float
-    top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first; tokens that cannot be drawn left out
 
 
 @dataclass(frozen=True)

@@ -116,5 +116,9 @@ def _last_rows(chunks: Many[Chunk]) -> list[int]:
 
 def _row(sequence: Sequence) -> SampleRow:
     return SampleRow(
-        sequence.request.sampling, sequence.prompt_vocabulary, sequence.answer_counts, sequence.answer_length
+        sequence.request.sampling,
+        sequence.prompt_vocabulary,
+        sequence.answer_counts,
+        sequence.answer_length,
+        sequence.request.constraint,
     )

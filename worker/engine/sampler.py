@@ -1,7 +1,7 @@
 """From logits to tokens, for a whole batch at once, on the model's device. Knows no sequences and no text.
 
-Order: repetition penalty, frequency and presence penalties, bias, end tokens held back by min_tokens; here logprobs are
-read; then temperature, top_k, top_p, min_p (Hugging Face's order), and the draw.
+Order: repetition penalty, frequency and presence penalties, bias, end tokens held back by min_tokens, what a constraint
+does not allow; here logprobs are read; then temperature, top_k, top_p, min_p (Hugging Face's order), and the draw.
 
 The draw is the inverse of the distribution's cumulative sum, in order of token ids, at `noise.uniform(seed, position)`.
 Any fixed order gives each token exactly its probability, so nothing needs sorting for the draw itself; and in this
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from worker.engine.noise import uniform
-from worker.engine.protocol import SamplingParams, TokenLogprobs
+from worker.engine.protocol import Constraint, SamplingParams, TokenLogprobs
 
 _LEADING = 256  # tokens ranked at first; the few rows that keep more are ranked whole
 
@@ -31,6 +31,7 @@ class SampleRow:
     prompt_vocabulary: np.ndarray  # distinct token ids of the prompt
     answer_counts: Mapping[int, int]  # token id -> times it was drawn
     position: int  # of the token to draw, in the answer
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,16 @@ class Sampler:
             scores[[index for index, good in enumerate(finite) if not good]] = 0.0
         scores[:, self._banned] = -torch.inf
         _penalise(scores, rows)
+        _constrain(scores, rows)
         tokens = scores.argmax(dim=-1)
         drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
         if drawn:
             tokens[drawn] = _draw(scores[drawn], [rows[index] for index in drawn])
         chosen = tokens.tolist()
         logprobs = _logprobs(scores, rows, chosen)
+        for row, token, good in zip(rows, chosen, finite, strict=True):
+            if good and row.constraint is not None:
+                row.constraint.take(token)
         return [
             Draw(token, logprobs.get(index)) if good else None
             for index, (token, good) in enumerate(zip(chosen, finite, strict=True))
@@ -89,6 +94,38 @@ def _penalise(scores: torch.Tensor, rows: Sequence[SampleRow]) -> None:
         if entries:
             places, change = entries.on(scores)
             scores[places] += change
+
+
+def _constrain(scores: torch.Tensor, rows: Sequence[SampleRow]) -> None:
+    """Leaves each constrained row what its constraint allows, in place; a row that is left nothing, its end token.
+
+    So an answer that must end does, before `min_tokens` too, and so does one that cannot go on.
+    """
+    constrained = [(index, row.constraint) for index, row in enumerate(rows) if row.constraint is not None]
+    masks = [(index, constraint, constraint.allowed(rows[index].position)) for index, constraint in constrained]
+    for index, constraint, mask in masks:
+        if mask is None:
+            _leave_only(scores, index, constraint.end_token_id)
+    following = [(index, constraint, mask) for index, constraint, mask in masks if mask is not None]
+    if not following:
+        return
+    places = [index for index, _, _ in following]
+    packed = torch.from_numpy(np.stack([mask for _, _, mask in following])).to(scores.device)  # [M, vocabulary / 8]
+    bits = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=scores.device)) & 1
+    allowed = bits.flatten(1)[:, : scores.shape[1]].bool()
+    left = scores[places].masked_fill_(~allowed, -torch.inf)
+    scores[places] = left
+    for (index, constraint, mask), some in zip(following, left.amax(dim=-1).isfinite().tolist(), strict=True):
+        if not some:
+            end = constraint.end_token_id
+            if not mask[end >> 3] >> (end & 7) & 1:
+                constraint.fail()
+            _leave_only(scores, index, end)
+
+
+def _leave_only(scores: torch.Tensor, row: int, token_id: int) -> None:
+    scores[row] = -torch.inf
+    scores[row, token_id] = 0.0
 
 
 class _Entries:
@@ -192,7 +229,7 @@ def _truncate_leading(
 
 
 def _leading(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` highest scores of each row and all that equal the last of them.
+    """The `count` highest scores of each row and all that equal the last of them; none that is -inf.
 
     Token ids [M, W] in rising order and their scores, -inf where a row has fewer than W. Ties are kept whole so that a
     stable sort of the result ranks by score, then by token id, whatever `count` was.
@@ -201,7 +238,7 @@ def _leading(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tens
     if count >= vocabulary:
         return torch.arange(vocabulary, device=scores.device).expand(rows, -1), scores
     threshold = scores.topk(count, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
-    row, token = (scores >= threshold).nonzero(as_tuple=True)
+    row, token = ((scores >= threshold) & (scores > -torch.inf)).nonzero(as_tuple=True)
     found = torch.bincount(row, minlength=rows)
     place = torch.arange(len(row), device=scores.device) - (found.cumsum(0) - found)[row]
     width = int(found.max())
@@ -224,6 +261,8 @@ def _logprobs(scores: torch.Tensor, rows: Sequence[SampleRow], chosen: Sequence[
     most = max(wanted.values())
     tops = zip(ids.gather(1, order)[:, :most].tolist(), ranked[:, :most].tolist(), strict=True)
     return {
-        index: TokenLogprobs(logprob, tuple(zip(tokens, likely, strict=True))[:count])
+        index: TokenLogprobs(
+            logprob, tuple(pair for pair in zip(tokens, likely, strict=True) if pair[1] > -np.inf)[:count]
+        )
         for (index, count), logprob, (tokens, likely) in zip(wanted.items(), own.tolist(), tops, strict=True)
     }
