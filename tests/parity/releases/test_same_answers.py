@@ -1,7 +1,8 @@
 """What we write loads whole in each release of transformers and answers there as here, on the same pictures in fp32.
 
-`make test-transformers` runs this against several releases, one after the other. The checkpoints are what a user can
-have made with Tephra: exported, brought in from elsewhere, saved by training, and the demo.
+`make test-transformers` runs this against several releases, one after the other: from 4.53 on all holds, and
+docs/checkpoints.md says what 4.50 to 4.52 do otherwise. The checkpoints are what a user
+can have made with Tephra: exported, brought in from elsewhere, saved by training, and the demo.
 """
 
 from __future__ import annotations
