@@ -104,14 +104,18 @@ class Drive:
                 group.create_task(some())
 
     async def _measure(self) -> None:
-        self._zero = time.perf_counter()
-        if self._load.rate is None:
-            async with asyncio.TaskGroup() as group:
-                numbers = self._numbers()
-                for _ in range(self._load.concurrency):
-                    group.create_task(self._one_after_another(numbers))
-        else:
-            await self._arrivals(self._load.rate)
+        self._zero, used = time.perf_counter(), time.process_time()
+        try:
+            if self._load.rate is None:
+                async with asyncio.TaskGroup() as group:
+                    numbers = self._numbers()
+                    for _ in range(self._load.concurrency):
+                        group.create_task(self._one_after_another(numbers))
+            else:
+                await self._arrivals(self._load.rate)
+        finally:
+            elapsed = time.perf_counter() - self._zero
+            self.measured.client_share = (time.process_time() - used) / max(elapsed, 1e-9)
 
     def _numbers(self) -> Iterator[int]:
         """Conversations, for as long as the run goes on."""

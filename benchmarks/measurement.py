@@ -89,6 +89,7 @@ class Measurement:
     samples: dict[str, str] = field(default_factory=dict)  # kind of error -> what the first one said
     interrupted: int = 0  # under way when the run was stopped
     not_asked: int = 0  # later turns of conversations whose answer failed
+    client_share: float = 0.0  # of one processor: what this process itself took meanwhile
     warm_up_errors: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 

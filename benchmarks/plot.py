@@ -91,7 +91,8 @@ def _timeline(measured: Measurement, streamed: bool) -> Iterator[str]:
     thick = max(0.5, min(14.0, row * 0.8))
     bottom = _BARS_TOP + _BARS_HEIGHT
     some = "" if len(outcomes) == len(measured.outcomes) else f" ({len(outcomes)} of {len(measured.outcomes)})"
-    yield _text(_LEFT, _BARS_TOP - 10, f"requests{some}, by their start", "start")
+    waits = "pale: waiting for the first token; " if streamed else ""
+    yield _text(_LEFT, _BARS_TOP - 10, f"requests{some}, by their start; {waits}red: failed", "start")
     for tick in range(6):
         across = _across(end * tick / 5, end)
         yield _line(across, _BARS_TOP, across, bottom)

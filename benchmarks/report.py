@@ -16,6 +16,7 @@ from benchmarks.statistics import Distribution, Limits, Summary, percentile
 
 _RECENT = 50  # requests over which the live line's latency is taken
 _LATE = 0.01  # seconds: later than this at the 99th percentile is told
+_MUCH = 0.5  # of a processor: a client that takes more may be what is measured
 
 
 def seconds_text(value: float | None) -> str:
@@ -67,7 +68,8 @@ def print_summary(summary: Summary, limits: Limits, measured: Measurement, conso
         if found is not None:
             latencies.add_row(name, *map(seconds_text, (found.mean, found.p50, found.p95, found.p99, found.most)))
     rates = Table.grid(padding=(0, 2))
-    for name, value in _rates(summary, limits):
+    client = ("client", f"{measured.client_share:.1%} of a processor")
+    for name, value in (*_rates(summary, limits), client):
         rates.add_row(Text(name, style="bold"), Text(value))
     console.print(latencies)
     console.print()
@@ -111,6 +113,8 @@ def _notes(summary: Summary, measured: Measurement) -> Iterator[str]:
         yield f"Stopped early: {summary.interrupted} requests under way were dropped."
     if summary.not_asked:
         yield f"{summary.not_asked} later turns were not asked, since an answer before them failed."
+    if measured.client_share > _MUCH:
+        yield f"The client took {measured.client_share:.0%} of a processor: it may be the limit, and not the server."
     late: Distribution | None = summary.late
     if late is not None and late.p99 > _LATE:
         yield f"Requests were sent up to {seconds_text(late.most)} after they were due (p99 {seconds_text(late.p99)})."

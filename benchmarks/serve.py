@@ -135,6 +135,7 @@ def _document(asked: Serve, model: str, measured: Measurement, summary: Summary)
         "load": asdict(asked.load),
         "limits": asked.limits.stated,
         "client": asdict(Machine.this()),
+        "client_share": measured.client_share,
         "summary": summary.to_json(),
         "first_errors": measured.samples,
         "notes": measured.notes,

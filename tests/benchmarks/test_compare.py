@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,6 +22,47 @@ from model.tiny import make_tiny_checkpoint
 pytestmark = pytest.mark.timeout(900)
 SMALL = ("--max-tokens", "4", "--requests", "2", "--waves", "1", "--warmup", "1", "--size", "60x40")
 ANYWHERE = ("--allow-busy", "--idle-timeout", "0")
+
+
+def serving(checkpoint: Path) -> list[psutil.Process]:
+    """The processes that have the checkpoint on their command line."""
+    found = psutil.process_iter(["cmdline"])
+    return [process for process in found if str(checkpoint) in (process.info["cmdline"] or [])]
+
+
+@contextmanager
+def long_comparison(checkpoint: Path, file: Path) -> Iterator[subprocess.Popen[str]]:
+    """One that goes on until something happens to it; yielded once a point is measured."""
+    asked = [
+        "--engines",
+        "tephra",
+        "--concurrency",
+        "1",
+        "--images",
+        "none,distinct",
+        "--runs",
+        "2",
+        "--json",
+        str(file),
+    ]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "deploy.cli", "bench", "compare", "--model", str(checkpoint)),
+            *(*asked, *ANYWHERE, "--requests", "30", "--max-tokens", "48"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        while "run 1, tephra, none" not in (line := process.stdout.readline()):
+            assert line, "it ended before a point was measured"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +107,7 @@ def test_engines_take_turns_on_one_checkpoint_and_leave_nothing_behind(
     assert "tephra:one against transformers" in page
     assert "OMP_NUM_THREADS=1" in page
     assert "Saved as" in result.output
-    left = [
-        process for process in psutil.process_iter(["cmdline"]) if str(checkpoint) in (process.info["cmdline"] or [])
-    ]
-    assert left == []
+    assert serving(checkpoint) == []
 
 
 @pytest.mark.parametrize(
@@ -103,3 +147,33 @@ def test_a_busy_machine_is_refused(checkpoint: Path, tmp_path: Path, monkeypatch
     )
     assert result.exit_code == 1
     assert "the machine is not idle: 80%" in result.output
+
+
+def test_an_interrupt_keeps_what_is_there_and_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:
+    with long_comparison(checkpoint, tmp_path / "r.json") as process:
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 130, printed
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert [reading["point"]["images"] for reading in found["readings"]] == ["none"]
+    assert "Stopped early" in printed
+    assert serving(checkpoint) == []
+
+
+def test_a_server_that_dies_is_reported_with_its_log_and_tried_again_in_the_next_run(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    with long_comparison(checkpoint, tmp_path / "r.json") as process:
+        (server,) = [one for one in serving(checkpoint) if one.cmdline()[1:3] == ["-m", "worker"]]
+        server.kill()
+        printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 1, printed
+    found = json.loads((tmp_path / "r.json").read_text())
+    (failure,) = found["failures"]
+    assert (failure["run"], failure["message"]) == (0, "the server ended while it was measured")
+    assert failure["tail"]
+    broken = found["readings"][1]["summary"]
+    assert broken["failed"] > 0
+    assert set(broken["errors"]) <= {"no connection", "stream cut short", "closed without an answer"}
+    assert [reading["run"] for reading in found["readings"]] == [0, 0, 1, 1]
+    assert "run 1, distinct, 1 at once" in printed
