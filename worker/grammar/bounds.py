@@ -9,18 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from worker.grammar.errors import GrammarError
 
 MAX_EXPANDED = 20_000  # characters of an expression once its counted repeats are written out
 MAX_GROUPS = 64  # nested groups of an expression
 MAX_NESTING = 64  # objects and lists within each other in a schema
+MAX_PROPERTIES = 400  # of one object: in which order they come is the parser's work at every step
 MAX_COUNT = 1_000_000  # for minLength, maxItems and their kind
 MAX_LITERAL = 4096  # characters of one constant of a schema, or of one choice
 
 _COUNTS = frozenset(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"))
 _LITERALS = frozenset(("const", "enum", "default", "examples"))  # what stands in them is data, not schema
+# What stands in them is schemas by names of the author's own, which mean nothing even where a keyword has the same.
+_NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
+_Place = Literal["schema", "names", "data"]
 _REPEAT = re.compile(r"\{\s*(\d*)\s*(,?)\s*(\d*)\s*\}")
 _BRACED_ESCAPE = re.compile(r"\\[pPxuUN]\{[^}]*\}")
 
@@ -117,6 +121,8 @@ def check_schema(schema: Any) -> None:
             raise GrammarError("a $ref must lead to a place in the schema itself (#/...); nothing is fetched")
         if key in _COUNTS and _number(value) > MAX_COUNT:
             raise GrammarError(f"{key}: at most {MAX_COUNT} is accepted")
+        if key == "properties" and isinstance(value, dict) and len(value) > MAX_PROPERTIES:
+            raise GrammarError(f"properties: {len(value)} of one object; at most {MAX_PROPERTIES} are accepted")
         if key == "pattern" and isinstance(value, str):
             _check_pattern(key, value)
         if key == "patternProperties" and isinstance(value, dict):
@@ -136,22 +142,28 @@ def _number(value: Any) -> float:
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of every object with its value, data left out. Raises GrammarError beyond the nesting or a length."""
-    pending: list[tuple[Any, int, bool]] = [(schema, 0, False)]
+    """Every keyword with its value, wherever it stands. Raises GrammarError beyond the nesting or a length."""
+    pending: list[tuple[Any, int, _Place]] = [(schema, 0, "schema")]
     while pending:
-        value, depth, is_data = pending.pop()
+        value, depth, place = pending.pop()
         if depth > MAX_NESTING:
             raise GrammarError(f"it is nested more than {MAX_NESTING} deep")
         if isinstance(value, dict):
             for key, part in value.items():
                 _check_length(key)
-                if not is_data:
+                if place == "schema":
                     yield key, part
-                pending.append((part, depth + 1, is_data or key in _LITERALS))
+                pending.append((part, depth + 1, _place_below(place, key)))
         elif isinstance(value, list):
-            pending += [(part, depth + 1, is_data) for part in value]
-        elif is_data and isinstance(value, str):
+            pending += [(part, depth + 1, place) for part in value]
+        elif place == "data" and isinstance(value, str):
             _check_length(value)
+
+
+def _place_below(place: _Place, key: str) -> _Place:
+    if place == "schema":
+        return "data" if key in _LITERALS else "names" if key in _NAMED else "schema"
+    return "data" if place == "data" else "schema"
 
 
 def _check_length(text: str) -> None:

@@ -104,6 +104,11 @@ class GrammarCompiler:
         """Bytes of their texts."""
         return self._cached_bytes
 
+    @property
+    def under_way(self) -> int:
+        """Compilations that somebody waits for."""
+        return len(self._under_way)
+
     def close(self) -> None:
         self._prover.close()
         self._masks.close()

@@ -20,15 +20,20 @@ from worker.grammar.limits import LIMITS
 READY = "ready"
 _STACK_BYTES = 1 << 20
 _MEMORY_BYTES = 2 << 30
-_STEPS = 48  # of a rehearsed answer
+_REHEARSALS = 4
+_STEPS = 32  # of each
 
 
 def try_grammar(grammar: str, tokenizer: LLTokenizer) -> str | None:
-    """Compiles it and draws the beginning of an answer at random. Returns what went wrong, if anything did."""
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
-    if matcher.is_error():
-        return plain(matcher.get_error())
+    """Compiles it and draws the beginnings of a few answers at random. Returns what went wrong, if anything did."""
+    start = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    if start.is_error():
+        return plain(start.get_error())
     draws = random.Random(0)
+    return next((wrong for _ in range(_REHEARSALS) if (wrong := _rehearse(start.deep_copy(), tokenizer, draws))), None)
+
+
+def _rehearse(matcher: LLMatcher, tokenizer: LLTokenizer, draws: random.Random) -> str | None:
     for step in range(_STEPS):
         mask = matcher.compute_bitmask()
         if matcher.is_error():
