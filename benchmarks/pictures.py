@@ -10,7 +10,7 @@ import base64
 import io
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,14 +74,13 @@ class PictureShelf:
     def __contains__(self, number: int) -> bool:
         return number in self._places
 
-    def prepare(self, numbers: range, advance: Callable[[int], None] = lambda _: None) -> None:
+    def prepare(self, numbers: Iterable[int]) -> None:
         """Raises OSError when the disk is full."""
         for number in numbers:
             if number not in self._places:
                 url = self._make(number)
                 self._places[number] = (self._file.seek(0, io.SEEK_END), len(url))
                 self._file.write(url)
-            advance(1)
 
     def data_url(self, number: int) -> str:
         """`data:image/...;base64,...`"""

@@ -87,8 +87,7 @@ def prepare_pictures(shelf: PictureShelf, workload: Workload, load: Load, consol
     if workload.images != "none":
         numbers += range(WARM_UP, WARM_UP + load.warm_up)
     shown = track(numbers, "making pictures", console=console, transient=True, disable=not console.is_terminal)
-    for number in shown:
-        shelf.prepare(range(number, number + 1))
+    shelf.prepare(shown)
 
 
 async def driven(

@@ -33,9 +33,9 @@ class ServerFailed(Exception):
 
 @dataclass
 class Processes:
-    """What a server's whole process tree takes. Memory in bytes, times in seconds."""
+    """What a server's whole process tree takes, from its start on. Memory in bytes, times in seconds."""
 
-    lifeline: int
+    supervised: Supervised
     peak: int = 0
     seen: dict[int, psutil.Process] = field(default_factory=dict)
 
@@ -56,8 +56,11 @@ class Processes:
         return total
 
     def _tree(self) -> list[psutil.Process]:
+        lifeline = self.supervised.pid
+        if lifeline is None:
+            return []
         try:
-            return list(psutil.Process(self.lifeline).children(recursive=True))
+            return list(psutil.Process(lifeline).children(recursive=True))
         except psutil.NoSuchProcess:
             return []
 
@@ -85,20 +88,17 @@ async def running(
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_PROBE_SECONDS)) as client:
         probe = _Probe(client, f"{url}/v1/models")
         supervised = Supervised(Part(name, command, environment, log, probe, start_seconds), _Silent())
-        processes = Processes(0)
+        processes = Processes(supervised)
+        sampling = asyncio.create_task(_sampling(processes))
         try:
             try:
                 await supervised.start()
             except PartFailed as error:
                 raise ServerFailed(str(error), tail_of(log, TAIL)) from error
-            processes.lifeline = supervised.pid or 0
-            sampling = asyncio.create_task(_sampling(processes))
-            try:
-                yield Server(url, processes, supervised, log)
-            finally:
-                sampling.cancel()
-                processes.sample()
+            yield Server(url, processes, supervised, log)
         finally:
+            sampling.cancel()
+            processes.sample()
             await _stop(supervised, processes)
 
 
