@@ -41,12 +41,20 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
         self.o_proj = nn.Linear(wide, config.hidden_size, bias=config.output_bias)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        attention: Attention,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         tokens = x.shape[0]
         q = rotate(self.q_proj(x).view(tokens, -1, self.head_dim), cos, sin)  # [T, heads, head_dim]
         k = rotate(self.k_proj(x).view(tokens, -1, self.head_dim), cos, sin)  # [T, kv_heads, head_dim]
         v = self.v_proj(x).view(tokens, -1, self.head_dim)
-        return self.o_proj(attention(self.layer, q, k, v).reshape(tokens, -1))
+        mixed = attention(self.layer, q, k, v).reshape(tokens, -1)
+        return self.o_proj(mixed if wanted is None else mixed[wanted])
 
 
 class Mlp(nn.Module):
@@ -69,8 +77,17 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        attention: Attention,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[T, D] -> [T, D], or the `wanted` rows alone; all tokens' keys and values go to `attention` either way."""
+        mixed = self.self_attn(self.input_layernorm(x), cos, sin, attention, wanted)
+        x = (x if wanted is None else x[wanted]) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -92,21 +109,34 @@ class LanguageModel(nn.Module):
         self.model = Decoder(config)
         if not config.tied_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.scorer: nn.Module | None = None  # stands in for the head, [N, D] -> [N, vocabulary]
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[T] -> [T, D]."""
         return self.model.embed_tokens(token_ids)
 
-    def forward(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """embeddings [T, D], positions [T] (each sequence counts from 0) -> normed hidden states [T, D]."""
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        attention: Attention,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """embeddings [T, D], positions [T] (each sequence counts from 0) -> normed hidden states [T, D].
+
+        With `wanted` [N], only of those rows: [N, D]. Behind its keys and values the last layer then computes no other.
+        """
         x = embeddings
         cos, sin = self.model.rope(positions, x.dtype)
-        for layer in self.model.layers:
+        *layers, last = self.model.layers
+        for layer in layers:
             x = layer(x, cos, sin, attention)
-        return self.model.norm(x)
+        return self.model.norm(last(x, cos, sin, attention, wanted))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, D] -> [N, vocabulary]."""
+        if self.scorer is not None:
+            return self.scorer(hidden)
         if self.config.tied_embeddings:
             return F.linear(hidden, self.model.embed_tokens.weight)
         return self.lm_head(hidden)

@@ -44,6 +44,9 @@ class WorkerSettings:
         "of the weights; auto: bfloat16 on CUDA and on CPUs that multiply it natively, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str = setting(
+        "none", "int8: weights and activations in int8, on CPUs, about twice as fast", choices=("none", "int8")
+    )
     max_running: int = setting(32, "answers decoded at once", least=1)
     max_waiting: int = setting(256, "answers that may wait for their first step; more are answered 429", least=1)
     max_step_tokens: int = setting(512, "tokens of one engine step", least=1)

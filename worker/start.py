@@ -17,6 +17,7 @@ from model.checkpoint import load_checkpoint
 from model.config import LlavaConfig
 from model.errors import ModelError
 from model.images import ImagePreprocessor
+from model.int8 import to_int8
 from model.prompts import Prompter
 from model.prompts.templates import TEMPLATES, compare_templates, family_template, find_template
 from server.media.fetch import ImageFetcher
@@ -60,10 +61,15 @@ def start_service(settings: WorkerSettings) -> Service:
     device = _device(settings.device)
     name = settings.served_name or directory.resolve().name
     try:
-        checkpoint = load_checkpoint(directory, device=device, dtype=_dtype(settings.dtype, device))
+        int8 = settings.quantization == "int8"
+        checkpoint = load_checkpoint(directory, device=device, dtype=_dtype(settings.dtype, device, int8=int8))
+        if int8:
+            to_int8(checkpoint.model)
         version = settings.version_id or checkpoint_version(directory)
         metrics = WorkerMetrics(name, version)
-        engine = NativeEngine(checkpoint.model, _engine_config(settings), observer=metrics, weights=version)
+        engine = NativeEngine(
+            checkpoint.model, _engine_config(settings), observer=metrics, weights=f"{version}:{settings.quantization}"
+        )
         prompter = choose_prompter(checkpoint.prompter, checkpoint.config, directory, settings.chat_template)
         files = ModelFiles(checkpoint.config, prompter, checkpoint.preprocessor)
         service = assemble(settings, files, engine, metrics, name=name, version=version)
@@ -188,12 +194,13 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
     )
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
-    """bfloat16 wherever it is multiplied natively (five to eight times float32 on such CPUs), else float32."""
+def _dtype(name: str, device: str, *, int8: bool) -> torch.dtype:
+    """bfloat16 wherever it is multiplied natively (five to eight times float32 on such CPUs), and beside int8, which
+    multiplies for itself; else float32."""
     if name != "auto":
         return DTYPES[name]
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if device.startswith("cuda") or native else torch.float32
+    native = int8 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native or device.startswith("cuda") else torch.float32
 
 
 def _device(name: str) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from model.config import TextConfig
+from model.kernels import team
+from model.kernels.attention import attend_paged
 from worker.engine.scheduler import Chunk
 
 
@@ -50,12 +53,22 @@ class _Span:
     causal: bool
 
 
+@dataclass(frozen=True)
+class _Tables:
+    """What single tokens see: blocks [N, most], and from which token to which, [N] each; int32."""
+
+    tables: torch.Tensor
+    firsts: torch.Tensor
+    lengths: torch.Tensor
+
+
 class PagedAttention:
     """The `model.attention.Attention` of one step. `chunks` stand in the order of the flat batch."""
 
     def __init__(self, cache: KvCache, chunks: Sequence[Chunk]) -> None:
         self._cache = cache
         pool = cache.pools[0]
+        self._in_place = self._lay_tables(chunks) if _has_kernel(pool) else None
         self._spans: list[_Span] = []
         written: list[np.ndarray] = []
         gathered: list[np.ndarray] = []
@@ -65,6 +78,8 @@ class PagedAttention:
             query = slice(row, row + chunk.length)
             row += chunk.length
             written.append(cache.slots(blocks, chunk.start, chunk.end))
+            if self._in_place is not None and query.stop <= len(self._in_place.lengths):
+                continue
             first = self._first_key(chunk.start)
             mask = self._mask(chunk, first)
             if chunk.start == 0:
@@ -86,6 +101,11 @@ class PagedAttention:
         if self._gathered is not None:
             torch.index_select(pool, 2, self._gathered, out=self._buffer)
         mixed = torch.empty_like(q)
+        if self._in_place is not None:
+            ones = self._in_place
+            mixed[: len(ones.lengths)] = attend_paged(
+                q, pool, ones.tables, ones.firsts, ones.lengths, self._cache.block_size
+            )
         for span in self._spans:
             if span.keys is None:
                 keys, values = k[span.query].transpose(0, 1), v[span.query].transpose(0, 1)
@@ -96,6 +116,19 @@ class PagedAttention:
             else:
                 mixed[span.query] = _attend(q[span.query], keys, values, span)
         return mixed
+
+    def _lay_tables(self, chunks: Sequence[Chunk]) -> _Tables | None:
+        """The single tokens with which a batch begins: what answers that run decode."""
+        ones = list(takewhile(lambda chunk: chunk.length == 1, chunks))
+        if not ones:
+            return None
+        tables = [chunk.sequence.table.blocks for chunk in ones]
+        laid = np.zeros((len(ones), max(map(len, tables))), np.int32)
+        for row, table in zip(laid, tables, strict=True):
+            row[: len(table)] = table
+        firsts = np.asarray([self._first_key(chunk.start) for chunk in ones], np.int32)
+        lengths = np.asarray([chunk.end for chunk in ones], np.int32)
+        return _Tables(*(torch.from_numpy(part) for part in (laid, firsts, lengths)))
 
     def _first_key(self, position: int) -> int:
         """The first token that the token at `position` sees."""
@@ -116,6 +149,10 @@ class PagedAttention:
             hidden |= keys <= queries - window
         mask = torch.zeros(hidden.shape, dtype=pool.dtype, device=pool.device)
         return mask.masked_fill_(hidden, -torch.inf)
+
+
+def _has_kernel(pool: torch.Tensor) -> bool:
+    return pool.device.type == "cpu" and pool.dtype == torch.bfloat16 and team.available()
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: _Span) -> torch.Tensor:

@@ -9,13 +9,10 @@ Images count by the digest of their bytes and dimensions, never by anything that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from worker.engine.sequence import ImageSlot
 
 _DIGEST_BYTES = 32
 
@@ -26,10 +23,19 @@ def root_name(weights: str, salt: str) -> bytes:
     return _digest(len(weights_bytes).to_bytes(8, "little"), weights_bytes, salt.encode())
 
 
+@dataclass(frozen=True)
+class ImagePlace:
+    """Tokens `start` .. `end` - 1 stand for the image that `digest` names."""
+
+    start: int
+    end: int
+    digest: str
+
+
 class BlockNames:
     """The names of one sequence's full blocks, worked out as far as they were asked for."""
 
-    def __init__(self, root: bytes, block_size: int, images: Sequence[ImageSlot]) -> None:
+    def __init__(self, root: bytes, block_size: int, images: Sequence[ImagePlace]) -> None:
         self._root = root
         self._block_size = block_size
         self._images = images
@@ -45,9 +51,9 @@ class BlockNames:
     def _name(self, start: int, tokens: Sequence[int]) -> bytes:
         before = self._names[-1] if self._names else self._root
         parts = [before, np.asarray(tokens, np.int64).tobytes()]
-        for slot in self._images:
-            if slot.start < start + self._block_size and start < slot.end:
-                parts += [(slot.start - start).to_bytes(8, "little", signed=True), slot.image.digest.encode(), b"\0"]
+        for image in self._images:
+            if image.start < start + self._block_size and start < image.end:
+                parts += [(image.start - start).to_bytes(8, "little", signed=True), image.digest.encode(), b"\0"]
         return _digest(*parts)
 
 

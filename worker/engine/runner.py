@@ -46,12 +46,12 @@ class Runner:
         chunks = [chunk for chunk in step.chunks if not _needs(chunk, broken)]
         if not chunks:
             return StepResult(broken=broken)
-        hidden = self._forward(chunks)  # [T, D]
+        hidden = self._forward(chunks)  # [N, D]
         drawing = [chunk.sequence for chunk in chunks if chunk.draws]
         drawn: list[tuple[Sequence, Draw]] = []
         failed: list[tuple[Sequence, str]] = []
         if drawing:
-            logits = self._model.language_model.logits(hidden[_last_rows(chunks)])  # [N, vocabulary]
+            logits = self._model.language_model.logits(hidden)  # [N, vocabulary]
             draws = self._sampler.sample(logits, [_row(sequence) for sequence in drawing])
             for sequence, draw in zip(drawing, draws, strict=True):
                 if draw is None:
@@ -81,14 +81,15 @@ class Runner:
         return True
 
     def _forward(self, chunks: Many[Chunk]) -> torch.Tensor:
-        """The chunks' tokens, end to end, through the language model: hidden states [T, D]."""
+        """The chunks' tokens, end to end, through the language model: hidden states of those drawn from, [N, D]."""
         device = self._cache.pools[0].device
         tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
         positions = torch.cat([torch.arange(chunk.start, chunk.end) for chunk in chunks]).to(device)  # [T]
         features = [part for chunk in chunks for part in _features(chunk)]
         embeddings = self._model.embed(torch.tensor(tokens, device=device), features)  # [T, D]
         attention = PagedAttention(self._cache, chunks)
-        return self._model.language_model(embeddings, positions, attention)
+        wanted = torch.tensor(_last_rows(chunks), dtype=torch.int64, device=device)
+        return self._model.language_model(embeddings, positions, attention, wanted)
 
 
 def _features(chunk: Chunk) -> list[torch.Tensor]:

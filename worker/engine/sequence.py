@@ -16,7 +16,7 @@ import numpy as np
 
 from worker.engine.blocks import BlockAllocator, BlockTable
 from worker.engine.features import ImageFeatures
-from worker.engine.prefix import BlockNames, root_name
+from worker.engine.prefix import BlockNames, ImagePlace, root_name
 from worker.engine.protocol import EngineError, EngineRequest, FinishReason
 
 if TYPE_CHECKING:
@@ -81,13 +81,14 @@ class Sequence:
     ) -> Sequence:
         """A waiting sequence. Raises EngineError if the images do not fit the prompt's image tokens."""
         images = place_images(request, image_token_id)
+        places = [ImagePlace(slot.start, slot.end, slot.image.digest) for slot in images]
         return cls(
             request=request,
             number=number,
             limit=min(len(request.token_ids) + request.sampling.max_tokens, context_length),
             images=images,
             table=BlockTable(allocator),
-            names=BlockNames(root_name(weights, request.cache_salt), allocator.block_size, images),
+            names=BlockNames(root_name(weights, request.cache_salt), allocator.block_size, places),
             timings=Timings(now),
             tokens=list(request.token_ids),
         )

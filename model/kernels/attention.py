@@ -1,0 +1,112 @@
+"""Attention of single tokens over keys and values that lie in blocks: read in place, once, by all heads of a group.
+
+What a row is given depends on its own tokens alone, whatever other rows are beside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import carray
+
+from model.kernels.numbers import exp, narrow, wide
+from model.kernels.team import address, compiled, every, kernel
+
+_ZERO = np.float32(0.0)
+
+
+def attend_paged(
+    q: torch.Tensor, pool: torch.Tensor, tables: torch.Tensor, firsts: torch.Tensor, lengths: torch.Tensor, block: int
+) -> torch.Tensor:
+    """q bfloat16 [N or more, heads, head_dim]; pool bfloat16 [2, kv_heads, slots, head_dim], keys and values.
+
+    -> [N, heads, head_dim], of the first N rows of q.
+
+    Row n sees the tokens firsts[n] .. lengths[n] - 1 of its sequence, whose blocks of `block` slots are tables[n]; all
+    three are int32, tables [N, most blocks]. All tensors are contiguous.
+    """
+    rows, (_, heads, width) = len(lengths), q.shape
+    kv_heads, slots = pool.shape[1:3]
+    out = q.new_empty(rows, heads, width)
+    scale = int(np.float32(width**-0.5).view(np.int32))
+    places = (part.data_ptr() for part in (q, pool, tables, firsts, lengths, out))
+    # Rows may be of any length, so a thread takes every n-th pair of row and key head: the first number is of pairs.
+    _attend(rows * kv_heads, rows, heads, kv_heads, width, slots, tables.shape[1], block, scale, *places)
+    return out
+
+
+@kernel
+def _attend(place):
+    a = carray(place, 15, np.int64)
+    pairs, rows, heads, kv_heads, width, slots, blocks, block = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
+    scale = np.int32(a[8]).view(np.float32)
+    group = heads // kv_heads
+    q = carray(address(a[9]), (rows, heads, width), np.uint16)
+    pool = carray(address(a[10]), (2, kv_heads, slots, width), np.uint16)
+    tables = carray(address(a[11]), (rows, blocks), np.int32)
+    firsts = carray(address(a[12]), rows, np.int32)
+    lengths = carray(address(a[13]), rows, np.int32)
+    out = carray(address(a[14]), (rows, heads, width), np.uint16)
+    queries = np.empty((group, width), np.float32)
+    mixed = np.empty((group, width), np.float32)
+    number, threads = every()
+    for pair in range(number, pairs, threads):
+        row, head = pair // kv_heads, pair % kv_heads
+        first, length = firsts[row], lengths[row]
+        for member in range(group):
+            for column in range(width):
+                queries[member, column] = wide(q[row, head * group + member, column]) * scale
+        scores = np.empty((group, length - first), np.float32)
+        _score(queries, pool[0, head], tables[row], first, length, block, scores)
+        for member in range(group):
+            _softmax(scores[member], length - first)
+        _mix(scores, pool[1, head], tables[row], first, length, block, mixed)
+        for member in range(group):
+            for column in range(width):
+                out[row, head * group + member, column] = narrow(mixed[member, column])
+
+
+@compiled
+def _score(queries, keys, table, first, length, block, scores):
+    group, width = queries.shape
+    key = np.empty(width, np.float32)
+    for token in range(first, length):
+        slot = table[token // block] * block + token % block
+        for column in range(width):
+            key[column] = wide(keys[slot, column])
+        for member in range(group):
+            query = queries[member]
+            total = _ZERO
+            for column in range(width):
+                total += query[column] * key[column]
+            scores[member, token - first] = total
+
+
+@compiled
+def _softmax(scores, count):
+    top = scores[0]
+    for token in range(1, count):
+        top = max(top, scores[token])
+    total = _ZERO
+    for token in range(count):
+        scores[token] = exp(scores[token] - top)
+        total += scores[token]
+    factor = np.float32(1.0) / total
+    for token in range(count):
+        scores[token] *= factor
+
+
+@compiled
+def _mix(scores, values, table, first, length, block, mixed):
+    group, width = mixed.shape
+    value = np.empty(width, np.float32)
+    mixed[:] = _ZERO
+    for token in range(first, length):
+        slot = table[token // block] * block + token % block
+        for column in range(width):
+            value[column] = wide(values[slot, column])
+        for member in range(group):
+            weight = scores[member, token - first]
+            target = mixed[member]
+            for column in range(width):
+                target[column] += weight * value[column]

@@ -1,0 +1,334 @@
+"""Around int8 matrix products: what goes in is quantised row by row, what comes out is scaled back, in one pass each.
+
+A row is a token. Its scale is its largest absolute value over 127; the scale of a weight's column was found when the
+weight was quantised. Products are int32 and exact, so a token's result is the same whatever other rows are beside it.
+All tensors are contiguous and on the CPU; shapes are given behind each name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numba import carray
+
+from model.kernels.numbers import gelu, gelu_tanh, narrow, sigmoid, wide
+from model.kernels.team import address, compiled, kernel, share
+
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "quick_gelu", "relu")
+_ALIASES = {"gelu_new": "gelu_pytorch_tanh"}
+_LIMIT = np.float32(127.0)
+_ZERO = np.float32(0.0)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Rows of int8 and the float32 that each is to be multiplied by: values [M, K], scales [M]."""
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    @staticmethod
+    def empty(rows: int, width: int) -> Quantized:
+        return Quantized(torch.empty(rows, width, dtype=torch.int8), torch.empty(rows))
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product that is not scaled back yet: sums [M, N] int32 times rows [M] times columns [N], plus bias [N]."""
+
+    sums: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    bias: torch.Tensor | None
+
+    @property
+    def pointers(self) -> tuple[int, int, int, int]:
+        bias = 0 if self.bias is None else self.bias.data_ptr()
+        return self.sums.data_ptr(), self.rows.data_ptr(), self.columns.data_ptr(), bias
+
+
+def quantize(x: torch.Tensor) -> Quantized:
+    """x bfloat16 [M, K]."""
+    out = Quantized.empty(*x.shape)
+    _quantize(*x.shape, x.data_ptr(), out.values.data_ptr(), out.scales.data_ptr())
+    return out
+
+
+def add_and_norm(
+    x: torch.Tensor, product: Product | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> Quantized:
+    """x bfloat16 [M, D] += product, in place; then its layer norm (without `bias` [D] its RMS norm), quantised."""
+    out = Quantized.empty(*x.shape)
+    _norm(x, product, weight, bias, eps, out.values.data_ptr(), out.scales.data_ptr(), 0)
+    return out
+
+
+def add_and_norm_wide(
+    x: torch.Tensor, product: Product | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """Likewise, but the normed rows are bfloat16 [M, D]."""
+    out = torch.empty_like(x)
+    _norm(x, product, weight, bias, eps, 0, 0, out.data_ptr())
+    return out
+
+
+def _norm(
+    x: torch.Tensor,
+    product: Product | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    values: int,
+    scales: int,
+    normed: int,
+) -> None:
+    added = (0, 0, 0, 0) if product is None else product.pointers
+    eps_bits = int(np.float32(eps).view(np.int32))
+    shift = 0 if bias is None else bias.data_ptr()
+    _add_and_norm(*x.shape, x.data_ptr(), *added, weight.data_ptr(), shift, eps_bits, values, scales, normed)
+
+
+def add(x: torch.Tensor, product: Product) -> torch.Tensor:
+    """x bfloat16 [M, D] += product, in place."""
+    _dequantize(*x.shape, *product.pointers, x.data_ptr(), 0, x.data_ptr())
+    return x
+
+
+def scale_back(product: Product) -> torch.Tensor:
+    """-> bfloat16 [M, N]."""
+    out = torch.empty(product.sums.shape, dtype=torch.bfloat16)
+    _dequantize(*out.shape, *product.pointers, out.data_ptr(), 0, 0)
+    return out
+
+
+def scale_back_wide(product: Product) -> torch.Tensor:
+    """-> float32 [M, N]."""
+    out = torch.empty(product.sums.shape)
+    _dequantize(*out.shape, *product.pointers, 0, out.data_ptr(), 0)
+    return out
+
+
+def activate(product: Product, activation: str, *, gated: bool) -> Quantized:
+    """The activation function of [M, N], quantised; `gated`: of the left half, times the right half, [M, N / 2]."""
+    rows, columns = product.sums.shape
+    width = columns // 2 if gated else columns
+    out = Quantized.empty(rows, width)
+    kind = ACTIVATIONS.index(_ALIASES.get(activation, activation))
+    _activate(rows, width, int(gated), kind, *product.pointers, out.values.data_ptr(), out.scales.data_ptr())
+    return out
+
+
+def turn(
+    product: Product, heads: int, kv_heads: int, head_dim: int, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values side by side in the product; cos and sin float32 [T, head_dim / 2].
+
+    -> bfloat16 q [T, heads, head_dim], k and v [T, kv_heads, head_dim]; q and k are turned by their positions.
+    """
+    rows = product.sums.shape[0]
+    q = torch.empty(rows, heads, head_dim, dtype=torch.bfloat16)
+    k = torch.empty(rows, kv_heads, head_dim, dtype=torch.bfloat16)
+    v = torch.empty_like(k)
+    places = (part.data_ptr() for part in (cos, sin, q, k, v))
+    _turn(rows, heads, kv_heads, head_dim, *product.pointers, *places)
+    return q, k, v
+
+
+@compiled
+def _quantize_row(row, values, width):
+    """row float32 -> values int8; returns the scale. A NaN among them makes the scale one."""
+    top = np.uint32(0)
+    for column in range(width):
+        top = max(top, np.uint32(np.float32(row[column]).view(np.uint32) & np.uint32(0x7FFFFFFF)))  # NaN is the largest
+    largest = np.uint32(top).view(np.float32)
+    factor = _LIMIT / largest if largest > _ZERO else _ZERO
+    for column in range(width):
+        values[column] = np.int8(np.int32(np.rint(row[column] * factor)))
+    return largest / _LIMIT
+
+
+@kernel
+def _quantize(place):
+    a = carray(place, 5, np.int64)
+    rows, width = a[0], a[1]
+    x = carray(address(a[2]), (rows, width), np.uint16)
+    values = carray(address(a[3]), (rows, width), np.int8)
+    scales = carray(address(a[4]), rows, np.float32)
+    row = np.empty(width, np.float32)
+    first, last = share(rows)
+    for m in range(first, last):
+        for column in range(width):
+            row[column] = wide(x[m, column])
+        scales[m] = _quantize_row(row, values[m], width)
+
+
+@compiled
+def _scaled(row, sums, factor, columns, bias, has_bias, width):
+    """One row of a product, float32."""
+    if has_bias:
+        for column in range(width):
+            row[column] = np.float32(sums[column]) * factor * columns[column] + bias[column]
+    else:
+        for column in range(width):
+            row[column] = np.float32(sums[column]) * factor * columns[column]
+
+
+@kernel
+def _add_and_norm(place):
+    a = carray(place, 13, np.int64)
+    rows, width = a[0], a[1]
+    x = carray(address(a[2]), (rows, width), np.uint16)
+    sums = carray(address(a[3]), (rows, width), np.int32)
+    factors = carray(address(a[4]), rows, np.float32)
+    columns = carray(address(a[5]), width, np.float32)
+    bias = carray(address(a[6]), width, np.float32)
+    weight = carray(address(a[7]), width, np.float32)
+    shift = carray(address(a[8]), width, np.float32)
+    eps = np.int32(a[9]).view(np.float32)
+    values = carray(address(a[10]), (rows, width), np.int8)
+    scales = carray(address(a[11]), rows, np.float32)
+    normed = carray(address(a[12]), (rows, width), np.uint16)
+    row = np.empty(width, np.float32)
+    first, last = share(rows)
+    for m in range(first, last):
+        if a[3] != 0:
+            _scaled(row, sums[m], factors[m], columns, bias, a[6] != 0, width)
+            for column in range(width):
+                x[m, column] = narrow(wide(x[m, column]) + row[column])
+        for column in range(width):
+            row[column] = wide(x[m, column])
+        _norm_row(row, weight, shift, a[8] != 0, eps, width)
+        if a[12] != 0:
+            for column in range(width):
+                normed[m, column] = narrow(row[column])
+        else:
+            scales[m] = _quantize_row(row, values[m], width)
+
+
+@compiled
+def _norm_row(row, weight, shift, centred, eps, width):
+    """Layer norm in place, or RMS norm, which neither centres nor shifts."""
+    mean = _ZERO
+    if centred:
+        for column in range(width):
+            mean += row[column]
+        mean /= np.float32(width)
+    square = _ZERO
+    for column in range(width):
+        distance = row[column] - mean
+        square += distance * distance
+    factor = np.float32(1.0) / np.sqrt(square / np.float32(width) + eps)
+    if centred:
+        for column in range(width):
+            row[column] = (row[column] - mean) * factor * weight[column] + shift[column]
+    else:
+        for column in range(width):
+            row[column] = row[column] * factor * weight[column]
+
+
+@kernel
+def _dequantize(place):
+    a = carray(place, 9, np.int64)
+    rows, width = a[0], a[1]
+    sums = carray(address(a[2]), (rows, width), np.int32)
+    factors = carray(address(a[3]), rows, np.float32)
+    columns = carray(address(a[4]), width, np.float32)
+    bias = carray(address(a[5]), width, np.float32)
+    out = carray(address(a[6]), (rows, width), np.uint16)
+    out_wide = carray(address(a[7]), (rows, width), np.float32)
+    added = carray(address(a[8]), (rows, width), np.uint16)
+    row = np.empty(width, np.float32)
+    first, last = share(rows)
+    for m in range(first, last):
+        if a[7] != 0:
+            _scaled(out_wide[m], sums[m], factors[m], columns, bias, a[5] != 0, width)
+            continue
+        _scaled(row, sums[m], factors[m], columns, bias, a[5] != 0, width)
+        if a[8] != 0:
+            for column in range(width):
+                out[m, column] = narrow(row[column] + wide(added[m, column]))
+        else:
+            for column in range(width):
+                out[m, column] = narrow(row[column])
+
+
+@compiled
+def _activate_row(row, kind, width):
+    if kind == 0:
+        for column in range(width):
+            row[column] = row[column] * sigmoid(row[column])
+    elif kind == 1:
+        for column in range(width):
+            row[column] = gelu_tanh(row[column])
+    elif kind == 2:
+        for column in range(width):
+            row[column] = gelu(row[column])
+    elif kind == 3:
+        for column in range(width):
+            row[column] = row[column] * sigmoid(np.float32(1.702) * row[column])
+    else:
+        for column in range(width):
+            row[column] = row[column] if not row[column] < _ZERO else _ZERO
+
+
+@kernel
+def _activate(place):
+    a = carray(place, 10, np.int64)
+    rows, width, gated, kind = a[0], a[1], a[2], a[3]
+    stride = 2 * width if gated else width
+    sums = carray(address(a[4]), (rows, stride), np.int32)
+    factors = carray(address(a[5]), rows, np.float32)
+    columns = carray(address(a[6]), stride, np.float32)
+    bias = carray(address(a[7]), stride if a[7] != 0 else 0, np.float32)
+    values = carray(address(a[8]), (rows, width), np.int8)
+    scales = carray(address(a[9]), rows, np.float32)
+    row, gate = np.empty(width, np.float32), np.empty(width, np.float32)
+    first, last = share(rows)
+    for m in range(first, last):
+        _scaled(row, sums[m, :width], factors[m], columns[:width], bias[:width], a[7] != 0, width)
+        _activate_row(row, kind, width)
+        if gated:
+            _scaled(gate, sums[m, width:], factors[m], columns[width:], bias[width:], a[7] != 0, width)
+            for column in range(width):
+                row[column] *= gate[column]
+        scales[m] = _quantize_row(row, values[m], width)
+
+
+@kernel
+def _turn(place):
+    a = carray(place, 13, np.int64)
+    rows, heads, kv_heads, width = a[0], a[1], a[2], a[3]
+    total = (heads + 2 * kv_heads) * width
+    half = width // 2
+    sums = carray(address(a[4]), (rows, total), np.int32)
+    factors = carray(address(a[5]), rows, np.float32)
+    columns = carray(address(a[6]), total, np.float32)
+    bias = carray(address(a[7]), total, np.float32)
+    cos = carray(address(a[8]), (rows, half), np.float32)
+    sin = carray(address(a[9]), (rows, half), np.float32)
+    q = carray(address(a[10]), (rows, heads, width), np.uint16)
+    k = carray(address(a[11]), (rows, kv_heads, width), np.uint16)
+    v = carray(address(a[12]), (rows, kv_heads, width), np.uint16)
+    row = np.empty(total, np.float32)
+    first, last = share(rows)
+    for m in range(first, last):
+        _scaled(row, sums[m], factors[m], columns, bias, a[7] != 0, total)
+        for head in range(heads):
+            _turn_head(row[head * width : (head + 1) * width], cos[m], sin[m], q[m, head], half)
+        for head in range(kv_heads):
+            start = (heads + head) * width
+            _turn_head(row[start : start + width], cos[m], sin[m], k[m, head], half)
+            start += kv_heads * width
+            for column in range(width):
+                v[m, head, column] = narrow(row[start + column])
+
+
+@compiled
+def _turn_head(x, cos, sin, out, half):
+    """Pairs (i, i + half) are turned by the i-th angle."""
+    for column in range(half):
+        left, right = x[column], x[half + column]
+        out[column] = narrow(left * cos[column] - right * sin[column])
+        out[half + column] = narrow(right * cos[column] + left * sin[column])
