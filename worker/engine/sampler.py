@@ -109,18 +109,25 @@ def _constrain(scores: torch.Tensor, rows: Sequence[SampleRow]) -> None:
     following = [(index, constraint, mask) for index, constraint, mask in masks if mask is not None]
     if not following:
         return
-    places = [index for index, _, _ in following]
-    packed = torch.from_numpy(np.stack([mask for _, _, mask in following])).to(scores.device)  # [M, vocabulary / 8]
-    bits = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=scores.device)) & 1
-    allowed = bits.flatten(1)[:, : scores.shape[1]].bool()
-    left = scores[places].masked_fill_(~allowed, -torch.inf)
-    scores[places] = left
-    for (index, constraint, mask), some in zip(following, left.amax(dim=-1).isfinite().tolist(), strict=True):
+    banned = _banned([mask for _, _, mask in following], scores.shape[1], scores.device)
+    for (index, _, _), tokens in zip(following, banned, strict=True):
+        scores[index].masked_fill_(tokens, -torch.inf)  # a row at a time, in place: nothing of this size is copied
+    best = torch.stack([scores[index].amax() for index, _, _ in following])
+    for (index, constraint, mask), some in zip(following, best.isfinite().tolist(), strict=True):
         if not some:
             end = constraint.end_token_id
             if not mask[end >> 3] >> (end & 7) & 1:
                 constraint.fail()
             _leave_only(scores, index, end)
+
+
+def _banned(masks: Sequence[np.ndarray], vocabulary: int, device: torch.device) -> torch.Tensor:
+    """Packed masks of what is allowed -> bool [M, vocabulary] of what is not. They go packed to an accelerator."""
+    packed = ~np.stack(masks)
+    if device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed, axis=1, count=vocabulary, bitorder="little").view(np.bool_))
+    bits = torch.from_numpy(packed).to(device)[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)
+    return (bits & 1).flatten(1)[:, :vocabulary].bool()
 
 
 def _leave_only(scores: torch.Tensor, row: int, token_id: int) -> None:
