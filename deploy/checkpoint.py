@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from model.checkpoint.summary import Summary
+    from model.checkpoint.original_summary import OriginalSummary
+    from model.checkpoint.plan import CheckpointPlan
+    from model.checkpoint.summary import PartSummary, Summary
 
 app = typer.Typer(help="Bring checkpoints in, give them out, and look at them.", no_args_is_help=True)
 
@@ -65,11 +67,17 @@ def import_(
     ] = None,
     delta: Annotated[bool, typer.Option("--delta", help="Add the source's weights to those of --base.")] = False,
     vision_tower: Annotated[
-        Path | None, typer.Option(help="The directory of the CLIP or SigLIP checkpoint, where the source lacks it.")
+        Path | None,
+        typer.Option(
+            help="The directory of the CLIP or SigLIP checkpoint where the source lacks it, or of a LLaVA with it."
+        ),
     ] = None,
     generation: Annotated[
         str | None,
-        typer.Option(help="Treat images as this generation does (llava-1.5-hd, ...)."),
+        typer.Option(
+            help="Treat images as this generation does: llava-1.0, llava-1.5, llava-1.5-hd, llava-next-2024-01 or "
+            "llava-next-2024-05. By default what the configuration tells; it cannot tell 1.5-HD."
+        ),
     ] = None,
     template: Template = None,
     dtype: Dtype = DtypeName.KEEP,
@@ -83,6 +91,7 @@ def import_(
         options = ImportOptions(base, delta, vision_tower, generation, template, _torch_dtype(dtype))
         plan = plan_import(source, options)
         console.print(f"{source}: {plan.layout}, {plan.parameters:,} parameters", highlight=False, soft_wrap=True)
+        _print_facts(_chosen(plan), console)
         with byte_bar(console) as progress:
             write_checkpoint(plan, target, shard_bytes=int(shard_gb * _GB), progress=progress)
         for note in plan.notes:
@@ -157,24 +166,47 @@ def inspect(
 ) -> None:
     """Print what a checkpoint is: parts, parameters, dtype, generation, template, digests."""
     with _told(to_stderr=as_json) as console:
+        from model.checkpoint.original_summary import in_original_layout, summarise_original
         from model.checkpoint.summary import summarise
 
-        with byte_bar(console) as progress:
-            summary = summarise(source, digests=digests, progress=progress)
+        summary: Summary | OriginalSummary
+        if in_original_layout(source):
+            original = summary = summarise_original(source)
+            facts = _facts_of_original(original)
+            advice = original.command
+        else:
+            with byte_bar(console) as progress:
+                ours = summary = summarise(source, digests=digests, progress=progress)
+            facts, advice = _facts(ours), None
         if as_json:
             print(json.dumps({**asdict(summary), "parameters": summary.parameters}, indent=2))
         else:
-            _print(summary, console)
+            _print_facts(facts, console)
+            console.print()
+            _print_parts(summary.parts, console)
+            if advice is not None:
+                console.print(f"\nTo import it: {advice}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print(summary: Summary, console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _chosen(plan: CheckpointPlan) -> dict[str, str | None]:
+    """What an import has settled, for whoever may want it otherwise."""
+    from model.checkpoint.summary import describe_images, describe_template
 
-    facts = {
+    return {
+        "  generation": plan.config.generation or f"not told ({plan.config.kind})",
+        "  images": f"{describe_images(plan.config)}; at most {plan.config.geometry.max_tokens} tokens each",
+        "  chat template": describe_template(plan.template) or "none; --template gives it one",
+        "  dtype": str(plan.raw["torch_dtype"]),
+    }
+
+
+def _facts(summary: Summary) -> dict[str, str | None]:
+    return {
         "checkpoint": summary.path,
         "version": summary.version or "no manifest",
+        "parent": summary.parent,
         "imported from": summary.source,
+        "made from": "\n".join(summary.made_from) or None,
         "generation": summary.generation or f"not told ({summary.model_type})",
         "images": f"{summary.images}; at most {summary.image_tokens} tokens each",
         "context": f"{summary.context_length} tokens",
@@ -182,18 +214,42 @@ def _print(summary: Summary, console: Console) -> None:
         "chat template": summary.template or "none",
         "parameters": f"{summary.parameters:,}",
     }
+
+
+def _facts_of_original(summary: OriginalSummary) -> dict[str, str | None]:
+    return {
+        "checkpoint": summary.path,
+        "layout": f"{summary.layout}: {summary.holds}",
+        "generation": summary.generation,
+        "images": summary.images,
+        "vision tower": summary.vision_tower,
+        "context": f"{summary.context_length} tokens" if summary.context_length else None,
+        "chat template": summary.template,
+        "parameters": f"{summary.parameters:,}",
+        "missing": "\n".join(summary.missing) or None,
+    }
+
+
+def _print_facts(facts: Mapping[str, str | None], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     rows = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         if value is not None:
             rows.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     console.print(rows)
+
+
+def _print_parts(summaries: Sequence[PartSummary], console: Console) -> None:
+    from rich.table import Table
+
     parts = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("part", "", "parameters", "bytes", "dtype", "digest"):
         parts.add_column(column, justify="right" if column in ("parameters", "bytes") else "left", overflow="fold")
-    for part in summary.parts:
-        digest = part.digest[:12] if part.digest else "not recorded"
+    for part in summaries:
+        digest = part.digest[:12] if part.digest else "not recorded" if part.tensors else ""
         parts.add_row(part.name, part.described, f"{part.parameters:,}", f"{part.bytes:,}", part.dtype, digest)
-    console.print()
     console.print(parts)
 
 

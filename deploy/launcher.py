@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -27,10 +29,14 @@ from deploy import lifeline
 from deploy.display import StartDisplay, print_summary
 from deploy.folders import new_run_folder, state_folder
 from deploy.supervisor import Part, PartFailed, Probe, Stage, Supervised, last_words
+from model.config.llava import MODEL_TYPES
+from model.config.original import is_original
 from server.state import EmbeddedValkey, StateError
 
 MOST_WORKERS = 64
 DEMO = "demo"
+CHAT_TEMPLATES = ("plain", "v0", "v1", "mistral", "chatml", "qwen_1_5", "llama_3")  # by name; else a file
+_MOST_CONFIG = 16 << 20  # bytes of a config.json; more is cut off and is no JSON
 _DRAIN_SECONDS = 1.5  # what the parts are told about finishing answers
 _STOP_SECONDS = 3.0  # for the parts to end by themselves; what is left then is killed
 _KILLED_SECONDS = 0.5
@@ -70,6 +76,7 @@ def up(launch: Launch, console: Console) -> int:
     if not 1 <= launch.workers <= MOST_WORKERS:
         raise LaunchError(f"--workers must be 1 to {MOST_WORKERS}, not {launch.workers}.")
     check_model(launch.model)
+    check_template(launch.chat_template)
     port = launch.port or _free_port(launch.host)
     check_port(launch.host, port)
     try:
@@ -96,9 +103,52 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_model(model: str) -> None:
-    """Raises LaunchError when there is no such checkpoint. The demo is always to be had."""
-    if model != DEMO and not (Path(model) / "config.json").is_file():
-        raise LaunchError(f"No checkpoint at {model}: expected a folder with config.json, or '{DEMO}'.")
+    """Raises LaunchError when there is no such checkpoint, or one that must be imported first. The demo is always to
+    be had."""
+    if model == DEMO:
+        return
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        raise LaunchError(f"No checkpoint at {model}: expected a folder with config.json, or '{DEMO}'.{_advice(model)}")
+    kind, imported = _model_type(folder / "config.json"), f"'tephra checkpoint import {model} FOLDER'"
+    if kind is None:
+        raise LaunchError(f"{model} is in the original layout: {imported} makes a checkpoint that can be served.")
+    if kind not in MODEL_TYPES:
+        raise LaunchError(f"{model} is no LLaVA: its model_type is {kind!r}, expected {', '.join(MODEL_TYPES)}.")
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise LaunchError(f"{model} holds pickled weights: {imported} makes a checkpoint that can be served.")
+
+
+def check_template(name_or_file: str | None) -> None:
+    """Raises LaunchError when it names no chat template of ours and no file that can be read."""
+    if name_or_file is None or name_or_file in CHAT_TEMPLATES:
+        return
+    file = Path(name_or_file).expanduser()
+    if not file.is_file():
+        raise LaunchError(f"No chat template {name_or_file!r}: expected one of {', '.join(CHAT_TEMPLATES)}, or a file.")
+    try:
+        file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{file}: cannot be read as UTF-8 text ({error}).") from error
+
+
+def _model_type(config: Path) -> str | None:
+    """What config.json calls the model; None where it is of the original layout."""
+    try:
+        with config.open("rb") as file:
+            raw = json.loads(file.read(_MOST_CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LaunchError(f"{config}: cannot be read as JSON ({error}).") from error
+    if not isinstance(raw, dict):
+        raise LaunchError(f"{config}: expected a JSON object.")
+    return None if is_original(raw) else str(raw.get("model_type"))
+
+
+def _advice(model: str) -> str:
+    """For a name on a hub, where a folder is expected."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or Path(model).parent.exists():
+        return ""
+    return f" Nothing is downloaded here: 'hf download {model} --local-dir FOLDER' brings it."
 
 
 class _System:

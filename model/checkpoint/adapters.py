@@ -33,13 +33,18 @@ def lora_on(base: Mapping[str, StoredTensor], directory: Path) -> Tensors:
     config = read_json(directory / ADAPTER_CONFIG)
     factor = _factor(config, directory / ADAPTER_CONFIG)
     merged = dict(base)
-    for module, (a, b) in _pairs(directory).items():
+    for module, (a, b) in lora_pairs(directory).items():
         if module not in merged:
             raise CheckpointError(f"{a.file}: adapts {module}, which the base does not have")
         merged[module] = with_lora(merged[module], a, b, factor(a.shape[0]))
-    if (directory / NON_LORA).exists():
-        merged |= gathered(directory, [member(directory, NON_LORA)], frozenset(), from_non_lora)
-    return merged
+    return merged | trained_beside(directory)
+
+
+def trained_beside(directory: Path) -> Tensors:
+    """What was trained whole beside an adapter: the connector, mostly."""
+    if not (directory / NON_LORA).exists():
+        return {}
+    return gathered(directory, [member(directory, NON_LORA)], frozenset(), from_non_lora)
 
 
 def delta_on(base: Mapping[str, StoredTensor], delta: Mapping[str, StoredTensor]) -> Tensors:
@@ -62,7 +67,7 @@ def delta_on(base: Mapping[str, StoredTensor], delta: Mapping[str, StoredTensor]
     return result
 
 
-def _pairs(directory: Path) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+def lora_pairs(directory: Path) -> dict[str, tuple[StoredTensor, StoredTensor]]:
     """Name of the weight -> its A and B."""
     name = "adapter_model.safetensors" if (directory / "adapter_model.safetensors").exists() else "adapter_model.bin"
     halves: dict[str, dict[str, StoredTensor]] = {}

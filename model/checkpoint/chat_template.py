@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint.files import member, read_json_if_there
+from model.checkpoint.lineage import repository_name
+from model.checkpoint.original import told_by_export
 from model.checkpoint.tokenizer_files import IMAGE, TokenizerPlan
 from model.errors import CheckpointError
 from model.prompts.templates import TEMPLATES, choose_template
 
+MARKED_IMAGE = f"<im_start>{IMAGE}<im_end>"
 STOP_TOKENS = ("<|im_end|>", "<|eot_id|>", "</s>")  # whichever of them a template writes ends an answer
 
 
@@ -26,16 +29,17 @@ def own_template(directory: Path, tokenizer: TokenizerPlan) -> str | None:
 
 
 def family_template(directory: Path, raw: Mapping[str, Any], tokenizer: TokenizerPlan) -> str:
-    """The format that an original checkpoint was trained with, told from its configuration, names and tokens.
+    """The format that an original checkpoint was trained with.
 
     With mm_use_im_start_end, the original lays an image between two tokens of its own.
     """
     special = {token.content for token in tokenizer.tokenizer.get_added_tokens_decoder().values()}
-    template = TEMPLATES[choose_template(raw, repository_name(directory), special)]
-    return template.replace(IMAGE, f"<im_start>{IMAGE}<im_end>") if raw.get("mm_use_im_start_end", False) else template
+    template = TEMPLATES[family_template_name(directory, raw, special)]
+    return template.replace(IMAGE, MARKED_IMAGE) if raw.get("mm_use_im_start_end", False) else template
 
 
-def repository_name(directory: Path) -> str:
-    """The directory's name; in a Hugging Face cache, where that is a digest, the repository's."""
-    path = directory.absolute()
-    return path.parent.parent.name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
+def family_template_name(directory: Path, raw: Mapping[str, Any], special_tokens: Collection[str]) -> str:
+    """What our own export wrote down, else what configuration, names and tokens tell."""
+    if (told := told_by_export(raw).get("chat_template")) in TEMPLATES:
+        return str(told)
+    return choose_template(raw, repository_name(directory), special_tokens)

@@ -12,6 +12,7 @@ from typing import Any
 
 from model.checkpoint.files import read_json
 from model.config import LlavaConfig
+from model.config.original import refuse_original
 from model.errors import CheckpointError
 
 _MAX_LAYERS = 512
@@ -27,7 +28,9 @@ _MAX_TILES_A_SIDE = 64
 def read_config(directory: Path) -> LlavaConfig:
     """Raises CheckpointError that names the field."""
     file = directory / "config.json"
-    return checked_config(read_json(file), str(file))
+    raw = read_json(file)
+    refuse_original(raw, directory)
+    return checked_config(raw, str(file))
 
 
 def checked_config(raw: Mapping[str, Any], origin: str) -> LlavaConfig:
@@ -39,11 +42,11 @@ def checked_config(raw: Mapping[str, Any], origin: str) -> LlavaConfig:
         )
     try:
         config = LlavaConfig.from_hf(raw)
-        check_sizes(config, origin)
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{origin}: {error}") from error
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{origin}: a field is not of its kind ({type(error).__name__}: {error})") from error
+    check_sizes(config, origin)
     return config
 
 

@@ -13,20 +13,23 @@ from typing import Any
 
 import torch
 
+from model.checkpoint.chat_template import MARKED_IMAGE, own_template
 from model.checkpoint.configuration import read_config
 from model.checkpoint.elsewhere import differences, limits, refusals
 from model.checkpoint.expected import check_tensors
-from model.checkpoint.files import checked_folder, read_json
+from model.checkpoint.files import checked_folder, read_json, read_json_if_there
 from model.checkpoint.folder import written_aside
 from model.checkpoint.importing import ImportOptions, plan_import
 from model.checkpoint.names import LM_HEAD, to_original
 from model.checkpoint.original import text_section
 from model.checkpoint.plan import Progress, counter, dtype_name, write_checkpoint
 from model.checkpoint.tensors import stored_tensors
-from model.checkpoint.tokenizer_files import plan_tokenizer, write_tokenizer
+from model.checkpoint.tokenizer_files import IMAGE, plan_tokenizer, write_tokenizer
 from model.checkpoint.weights import SHARD_BYTES, write_weights
-from model.config import LlavaConfig
+from model.config import LlavaConfig, to_hf
+from model.config.original import refuse_original
 from model.errors import CheckpointError
+from model.prompts.templates import recognise_template
 
 _ORIGINAL_TYPES = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 _ARCHITECTURES = {
@@ -49,6 +52,7 @@ def export_for_transformers(
 
     Raises CheckpointError for what neither can do.
     """
+    refuse_original(read_json(checked_folder(source) / "config.json"), source)
     plan = plan_import(source, ImportOptions(dtype=dtype, template=template))
     if found := refusals(plan.config):
         raise CheckpointError(f"{source}: cannot be exported: {'; '.join(found)}")
@@ -84,29 +88,50 @@ def export_original(
     linear = config.connector == "linear"
     tensors = {to_original(name, linear=linear): tensor.cast(chosen) for name, tensor in stored.items()}
     total = sum(tensor.nbytes for tensor in tensors.values())
+    tokenizer = plan_tokenizer(directory, ())
+    template = own_template(directory, tokenizer) or ""
+    raw = _original_config(config, read_json(directory / "config.json"), tower)
+    raw["mm_use_im_start_end"] = MARKED_IMAGE in template
+    written_as = recognise_template(template.replace(MARKED_IMAGE, IMAGE)) if template else None
+    raw["tephra"] = _for_our_import(config, written_as)
+    raw["torch_dtype"] = dtype_name(chosen)
+    stops = read_json_if_there(directory / "generation_config.json")
     with written_aside(target, total) as aside:
         write_weights(tensors, aside, shard_bytes=shard_bytes, advance=counter("writing", total, progress))
-        raw = _original_config(config, read_json(directory / "config.json"), tower)
-        raw["torch_dtype"] = dtype_name(chosen)
         (aside / "config.json").write_text(json.dumps(raw, indent=2) + "\n", "utf-8")
-        write_tokenizer(plan_tokenizer(directory, ()), aside)
+        (aside / "generation_config.json").write_text(json.dumps(stops, indent=2) + "\n", "utf-8")
+        write_tokenizer(tokenizer, aside)
     notes = [f"The original code loads the architecture of the vision tower from mm_vision_tower, {tower!r}."]
-    if config.canvases and config.rounding == "round7":
+    if config.image_mode == "hd":
+        notes.append("The original code has no LLaVA-1.5-HD: it lays images out as LLaVA-NeXT does.")
+    elif config.canvases and config.rounding == "round7":
         notes.append("The original code cuts padding with another rounding: a few image sizes get other token counts.")
+    if template and written_as is None:
+        notes.append("The chat template is none of the family's and is left out: the original code has its own.")
     return notes
+
+
+def _for_our_import(config: LlavaConfig, written_as: str | None) -> dict[str, Any]:
+    """What the original's fields have no words for; the original code ignores the section."""
+    told = {
+        "model_type": config.kind,
+        "generation": config.generation,
+        "images": config.image_mode,
+        "rounding": config.rounding,
+        "several_images": config.several_images,
+        "chat_template": written_as,
+    }
+    return {field: value for field, value in told.items() if value is not None}
 
 
 def _original_config(config: LlavaConfig, raw: Mapping[str, Any], tower: str) -> dict[str, Any]:
     kind = config.text.kind
     anyres = "anyres" if config.max_tiles is None else f"anyres_max_{config.max_tiles}"
-    layer = (
-        -2 if config.vision.kind == "siglip" else config.feature_layer
-    )  # the original cuts SigLIP's last layer itself
-    text = {
-        **raw["text_config"],
-        "vocab_size": config.text.vocab_size,
-        "tie_word_embeddings": config.text.tied_embeddings,
-    }
+    layer = -2 if config.vision.kind == "siglip" else config.feature_layer  # it cuts SigLIP's last layer itself
+    text = {**raw["text_config"], **to_hf(config)["text_config"]}
+    if config.text.rope.kind in ("linear", "dynamic"):  # in the words that the original's transformers knows
+        text["rope_scaling"] = {"type": config.text.rope.kind, "factor": config.text.rope.factor}
+    text.pop("rope_parameters", None)
     return {
         **text_section(text, kind),
         "model_type": _ORIGINAL_TYPES[kind],
@@ -119,7 +144,6 @@ def _original_config(config: LlavaConfig, raw: Mapping[str, Any], tower: str) ->
         "mm_patch_merge_type": "spatial_unpad" if config.has_newline else "flat",
         "image_aspect_ratio": {"crop": "square", "pad": "pad"}.get(config.image_mode, anyres),
         "image_grid_pinpoints": [[canvas.width, canvas.height] for canvas in config.canvases],
-        "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "use_mm_proj": True,
         "tokenizer_model_max_length": config.text.context_length,

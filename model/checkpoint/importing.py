@@ -17,14 +17,18 @@ from model.checkpoint.chat_template import STOP_TOKENS, family_template, own_tem
 from model.checkpoint.configuration import checked_config
 from model.checkpoint.derived import with_rows
 from model.checkpoint.files import checked_folder, read_json, read_json_if_there
+from model.checkpoint.lineage import Origin, Role, origin
 from model.checkpoint.names import EMBEDDING, LM_HEAD, NEWLINE, canonical_name
-from model.checkpoint.original import is_original, read_original
-from model.checkpoint.original_parts import add_tower, as_generation, original_config, original_weights
+from model.checkpoint.original import read_original
+from model.checkpoint.original_parts import as_generation, may_be_delta, original_config, original_weights
 from model.checkpoint.plan import CheckpointPlan, dtype_name
 from model.checkpoint.processor_files import NORMALISATION
 from model.checkpoint.tensors import StoredTensor, all_tensors
 from model.checkpoint.tokenizer_files import IMAGE, VIDEO, TokenizerPlan, has_tokenizer, plan_tokenizer
+from model.checkpoint.towers import add_tower, has_tower
 from model.config import LlavaConfig
+from model.config.llava import MODEL_TYPES
+from model.config.original import is_original
 from model.config.write import to_hf
 from model.errors import CheckpointError
 from model.generations import GENERATIONS
@@ -77,6 +81,7 @@ def _plan_hf(directory: Path, raw: Mapping[str, Any], options: ImportOptions) ->
         raise CheckpointError(f"{directory}: the tokenizer does not know the image token id {config.image_token_id}")
     return _plan(
         f"Hugging Face ({raw.get('model_type')})",
+        [origin("source", directory)],
         config,
         all_tensors(directory, canonical_name),
         tokenizer,
@@ -92,18 +97,27 @@ def _plan_hf(directory: Path, raw: Mapping[str, Any], options: ImportOptions) ->
 
 
 def _plan_original(directory: Path, raw: Mapping[str, Any], options: ImportOptions) -> CheckpointPlan:
-    original = read_original(raw)
+    original = read_original(raw, str(directory / "config.json"))
     layout, tensors = original_weights(directory, options.base, delta=options.delta)
     if EMBEDDING not in tensors:
         raise CheckpointError(f"{directory}: no token embeddings among the weights; is this a whole language model?")
-    tower, normalisation = add_tower(directory, original, tensors, options.vision_tower)
-    config = original_config(directory, original, tower, tensors, options.generation)
+    tower = add_tower(directory, original, tensors, options.vision_tower or _tower_in_base(options.base, tensors))
+    config = original_config(directory, original, tower.section, tensors, options.generation)
     notes = []
+    if may_be_delta(directory) and not options.delta:
+        notes.append("The name speaks of a delta: unless --delta and --base are given, weights are taken as they are.")
+    if config.image_mode == "anyres" and config.vision.image_size == GENERATIONS["llava-1.5-hd"].vision.image_size:
+        notes.append("Tiles of 224 pixels are LLaVA-1.5-HD's; if it is one, import it with --generation llava-1.5-hd.")
     if not config.has_newline and tensors.pop(NEWLINE, None) is not None:
         notes.append("image_newline is left out: images of this checkpoint are one view each.")
     home = directory if has_tokenizer(directory) else options.base
     if home is None:
-        raise CheckpointError(f"{directory}: no tokenizer; --base names the model that has it")
+        raise CheckpointError(f"{directory}: no tokenizer; copy its language model's tokenizer files into it")
+    pieces: dict[Role, Path | None] = {
+        "source": directory,
+        "base": options.base,
+        "vision tower": options.vision_tower,
+    }
     videos = (VIDEO,) if config.kind == "llava_onevision" else ()
     tokenizer = plan_tokenizer(home, (*original.image_word_tokens, IMAGE, *videos))
     image_id = tokenizer.id_of(IMAGE)
@@ -111,6 +125,7 @@ def _plan_original(directory: Path, raw: Mapping[str, Any], options: ImportOptio
     template = find_template(options.template) if options.template else family_template(directory, raw, tokenizer)
     return _plan(
         f"original ({raw.get('model_type')}{layout})",
+        [origin(role, path) for role, path in pieces.items() if path is not None],
         replace(config, image_token_id=image_id),
         tensors,
         tokenizer,
@@ -119,7 +134,7 @@ def _plan_original(directory: Path, raw: Mapping[str, Any], options: ImportOptio
         template,
         home,
         _base_view(config),
-        normalisation or NORMALISATION[config.vision.kind],
+        tower.normalisation or NORMALISATION[config.vision.kind],
         options.dtype,
         notes,
     )
@@ -127,6 +142,7 @@ def _plan_original(directory: Path, raw: Mapping[str, Any], options: ImportOptio
 
 def _plan(
     layout: str,
+    origins: Sequence[Origin],
     config: LlavaConfig,
     tensors: Tensors,
     tokenizer: TokenizerPlan,
@@ -171,7 +187,16 @@ def _plan(
         mean=mean,
         std=std,
         notes=tuple(notes),
+        origins=tuple(origins),
     )
+
+
+def _tower_in_base(base: Path | None, tensors: Tensors) -> Path | None:
+    """The base, where it is a whole LLaVA in Hugging Face layout: its config.json describes the tower in it."""
+    if base is None or not has_tower(tensors):
+        return None
+    raw = read_json(base / "config.json")
+    return base if raw.get("model_type") in MODEL_TYPES and not is_original(raw) else None
 
 
 def _base_view(config: LlavaConfig) -> BaseView:

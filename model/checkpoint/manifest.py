@@ -7,7 +7,7 @@ weight swaps tell what has changed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,20 @@ _BEHAVIOUR = (".json", ".jinja")
 _MAX_NAME = 80
 
 
-def build_manifest(folder: Path, digests: Mapping[str, str], *, name: str, source: str) -> dict[str, Any]:
-    """For a folder that is complete but for its manifest. The version follows from everything that decides answers."""
+def build_manifest(
+    folder: Path,
+    digests: Mapping[str, str],
+    *,
+    name: str,
+    source: str,
+    parent: str | None = None,
+    made_from: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """For a folder that is complete but for its manifest. The version follows from everything that decides answers.
+
+    `source` says in words how the checkpoint was made, `made_from` of what; `parent` is the version, or else the name,
+    of the checkpoint that its language model was made from.
+    """
     files = {file.name: file for file in sorted(folder.iterdir()) if file.name != MANIFEST}
     sha256 = {
         name: hashlib.sha256(file.read_bytes()).hexdigest()
@@ -30,9 +42,10 @@ def build_manifest(folder: Path, digests: Mapping[str, str], *, name: str, sourc
     parts = roll_up_parts(digests)
     return {
         "version": f"{name[:_MAX_NAME]}-{roll_up({**parts, **sha256})[:12]}",
-        "parent": None,
+        "parent": parent,
         "recipe": None,
         "source": source,
+        "made_from": [dict(origin) for origin in made_from],
         "chat_template": sha256.get(TEMPLATE),
         "parts": parts,
         "tensors": dict(sorted(digests.items())),

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from model.config.original import ORIGINAL_TYPES
 from model.errors import CheckpointError
 
-_LANGUAGE_MODELS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _PLAIN_LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 
 # What a language model's section of config.json keeps.
@@ -54,7 +54,7 @@ _CLIP_LARGE: dict[str, Any] = {
     "patch_size": 14,
     "projection_dim": 768,
 }
-_KNOWN_TOWERS: dict[str, dict[str, Any]] = {
+KNOWN_TOWERS: dict[str, dict[str, Any]] = {
     "clip-vit-large-patch14": {**_CLIP_LARGE, "image_size": 224},
     "clip-vit-large-patch14-336": {**_CLIP_LARGE, "image_size": 336},
     "siglip-so400m-patch14-384": {
@@ -96,17 +96,26 @@ class OriginalConfig:
         return (*patch, "<im_start>", "<im_end>") if self.raw.get("mm_use_im_start_end", False) else patch
 
 
-def is_original(raw: Mapping[str, Any]) -> bool:
-    if "text_config" in raw or "vision_config" in raw:
-        return False
-    return "mm_vision_tower" in raw or raw.get("model_type") in _LANGUAGE_MODELS
+def told_by_export(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What our own export wrote beside the original's fields, which have no words for it. Raises CheckpointError."""
+    told = raw.get("tephra", {})
+    if not isinstance(told, Mapping):
+        raise CheckpointError(f"tephra: expected a JSON object, got {str(told)[:80]!r}")
+    return told
 
 
-def read_original(raw: Mapping[str, Any]) -> OriginalConfig:
-    """Raises CheckpointError that names the field it cannot use."""
+def read_original(raw: Mapping[str, Any], origin: str) -> OriginalConfig:
+    """`origin` is where `raw` comes from, for the message of a CheckpointError, which names the field too."""
+    try:
+        return _read(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{origin}: {error}") from error
+
+
+def _read(raw: Mapping[str, Any]) -> OriginalConfig:
     kind = raw.get("model_type")
-    if kind not in _LANGUAGE_MODELS and kind not in _PLAIN_LANGUAGE_MODELS:
-        raise CheckpointError(f"model_type {kind!r}: expected one of {', '.join(_LANGUAGE_MODELS)}")
+    if kind not in ORIGINAL_TYPES and kind not in _PLAIN_LANGUAGE_MODELS:
+        raise CheckpointError(f"model_type {kind!r}: expected one of {', '.join(ORIGINAL_TYPES)}")
     tower = raw.get("mm_vision_tower")
     if not isinstance(tower, str) or not tower:
         raise CheckpointError(f"mm_vision_tower {tower!r}: expected the vision tower's name")
@@ -122,7 +131,7 @@ def read_original(raw: Mapping[str, Any]) -> OriginalConfig:
     if images == "anyres" and merge != "spatial_unpad":
         raise CheckpointError(f"mm_patch_merge_type {merge!r} with {images}: only spatial_unpad is supported")
     return OriginalConfig(
-        language_model=_LANGUAGE_MODELS.get(str(kind), str(kind)),
+        language_model=ORIGINAL_TYPES.get(str(kind), str(kind)),
         tower=tower,
         connector=connector,
         activation=activation,
@@ -137,7 +146,10 @@ def read_original(raw: Mapping[str, Any]) -> OriginalConfig:
 
 def text_section(raw: Mapping[str, Any], language_model: str) -> dict[str, Any]:
     """The language model's section, from a config.json that has its fields at the top."""
-    return {"model_type": language_model, **{name: raw[name] for name in _TEXT_FIELDS if raw.get(name) is not None}}
+    told = {name: raw[name] for name in _TEXT_FIELDS if raw.get(name) is not None}
+    if "sliding_window" in raw:
+        told["sliding_window"] = raw["sliding_window"]  # null is no window; a key left out is Mistral's default
+    return {"model_type": language_model, **told}
 
 
 def vision_section(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +168,7 @@ def vision_section(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def known_tower(name: str) -> dict[str, Any] | None:
     """The section of a tower that the family was trained with, by the last part of its name."""
-    section = _KNOWN_TOWERS.get(name.rstrip("/").rsplit("/", 1)[-1])
+    section = KNOWN_TOWERS.get(name.rstrip("/").rsplit("/", 1)[-1])
     return None if section is None else dict(section)
 
 

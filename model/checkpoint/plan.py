@@ -17,6 +17,7 @@ import torch
 from model.checkpoint.configuration import checked_config, read_config
 from model.checkpoint.expected import check_tensors
 from model.checkpoint.folder import written_aside
+from model.checkpoint.lineage import Origin, parent_of
 from model.checkpoint.manifest import build_manifest
 from model.checkpoint.processor_files import (
     ARCHITECTURES,
@@ -53,6 +54,7 @@ class CheckpointPlan:
     mean: Sequence[float]
     std: Sequence[float]
     notes: Sequence[str] = ()  # what the user should know, a sentence each
+    origins: Sequence[Origin] = ()
 
     @property
     def config(self) -> LlavaConfig:
@@ -94,7 +96,14 @@ def write_checkpoint(
         _read_back(aside, digests, counter("checking", total, progress))
         config = read_config(aside)
         load_prompter(aside, config)
-        manifest = build_manifest(aside, digests, name=name or config.generation or config.kind, source=plan.layout)
+        manifest = build_manifest(
+            aside,
+            digests,
+            name=name or config.generation or config.kind,
+            source=plan.layout,
+            parent=parent_of(plan.origins),
+            made_from=[origin.as_json() for origin in plan.origins],
+        )
         _write_json(aside / "manifest.json", manifest)
     return target
 

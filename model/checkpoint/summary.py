@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint.chat_template import own_template
+from model.checkpoint.chat_template import MARKED_IMAGE, own_template
 from model.checkpoint.configuration import read_config
-from model.checkpoint.files import checked_folder, read_json, read_json_if_there
+from model.checkpoint.files import checked_folder, read_json_if_there
 from model.checkpoint.manifest import MANIFEST, roll_up_parts
 from model.checkpoint.names import PARTS, part_of
-from model.checkpoint.original import is_original, read_original
 from model.checkpoint.plan import Progress, counter
 from model.checkpoint.tensors import StoredTensor, stored_tensors
-from model.checkpoint.tokenizer_files import plan_tokenizer
+from model.checkpoint.tokenizer_files import IMAGE, plan_tokenizer
 from model.checkpoint.weights import tensor_digest
 from model.config import LlavaConfig
-from model.errors import CheckpointError, PromptError
+from model.errors import PromptError
 from model.prompts.templates import recognise_template
 
 
@@ -45,6 +44,8 @@ class Summary:
     template: str | None  # a name of ours, "its own", or None
     version: str | None
     source: str | None  # what it was imported from
+    parent: str | None  # the version, or else the name, of the checkpoint whose language model it began as
+    made_from: tuple[str, ...]  # every directory that went into it
     parts: tuple[PartSummary, ...]
 
     @property
@@ -58,13 +59,6 @@ def summarise(path: str | Path, *, digests: bool = False, progress: Progress | N
     Raises CheckpointError.
     """
     directory = checked_folder(path)
-    raw = read_json(directory / "config.json")
-    if is_original(raw):
-        kind = read_original(raw)
-        raise CheckpointError(
-            f"{directory}: in the original layout ({raw.get('model_type')}, tower {kind.tower}, {kind.connector} "
-            "connector); 'tephra checkpoint import' brings it into ours"
-        )
     config = read_config(directory)
     stored = stored_tensors(directory)
     manifest = read_json_if_there(directory / MANIFEST)
@@ -77,15 +71,31 @@ def summarise(path: str | Path, *, digests: bool = False, progress: Progress | N
         path=str(directory),
         model_type=config.kind,
         generation=config.generation,
-        images=_images(config),
+        images=describe_images(config),
         image_tokens=config.geometry.max_tokens,
         context_length=config.text.context_length,
         vocabulary=config.text.vocab_size,
         image_token_id=config.image_token_id,
-        template=_template(directory),
+        template=describe_template(own_template(directory, plan_tokenizer(directory, ()))),
         version=_text(manifest.get("version")),
         source=_text(manifest.get("source")),
+        parent=_text(manifest.get("parent")),
+        made_from=tuple(_origins(manifest.get("made_from"))),
         parts=tuple(_part(name, config, stored, rolled.get(name)) for name in PARTS),
+    )
+
+
+def summarise_part(
+    name: str, described: str, tensors: Collection[StoredTensor], digest: str | None = None
+) -> PartSummary:
+    return PartSummary(
+        name=name,
+        described=described,
+        tensors=len(tensors),
+        parameters=sum(tensor.numel for tensor in tensors),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        dtype=", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
+        digest=digest,
     )
 
 
@@ -101,32 +111,33 @@ def _part(name: str, config: LlavaConfig, stored: Mapping[str, StoredTensor], di
         + (", tied embeddings" if text.tied_embeddings else ""),
     }
     tensors = [tensor for tensor_name, tensor in stored.items() if part_of(tensor_name) == name]
-    return PartSummary(
-        name=name,
-        described=described[name],
-        tensors=len(tensors),
-        parameters=sum(tensor.numel for tensor in tensors),
-        bytes=sum(tensor.nbytes for tensor in tensors),
-        dtype=", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
-        digest=digest,
-    )
+    return summarise_part(name, described[name], tensors, digest)
 
 
-def _images(config: LlavaConfig) -> str:
+def describe_images(config: LlavaConfig) -> str:
     if config.image_mode in ("crop", "pad"):
         return config.image_mode
     limit = f", at most {config.max_tiles} tiles' features" if config.max_tiles is not None else ""
-    return f"{config.image_mode}, {len(config.canvases)} canvases{limit}, rounding {config.rounding}"
+    rounding = f", rounding {config.rounding}" if config.image_mode == "anyres" else ""
+    return f"{config.image_mode}, {len(config.canvases)} canvases{limit}{rounding}"
 
 
-def _template(directory: Path) -> str | None:
-    template = own_template(directory, plan_tokenizer(directory, ()))
+def describe_template(template: str | None) -> str | None:
+    """A name of ours, "its own", what is wrong with it; None where there is none."""
     if template is None:
         return None
     try:
-        return recognise_template(template) or "its own"
+        name = recognise_template(template.replace(MARKED_IMAGE, IMAGE)) or "its own"
+        return f"{name}, with {MARKED_IMAGE}" if MARKED_IMAGE in template else name
     except PromptError as error:
         return f"unusable: {error}"
+
+
+def _origins(recorded: object) -> Iterator[str]:
+    for origin in recorded if isinstance(recorded, list) else ():
+        if isinstance(origin, Mapping) and isinstance(origin.get("name"), str):
+            told = [f"{field} {origin[field]}" for field in ("version", "revision") if field in origin]
+            yield f"{origin.get('role', 'source')} {origin['name']}" + (f" ({', '.join(told)})" if told else "")
 
 
 def _text(value: object) -> str | None:

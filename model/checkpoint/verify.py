@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from model.checkpoint.chat_template import own_template, repository_name
+from model.checkpoint.chat_template import own_template
 from model.checkpoint.configuration import read_config
 from model.checkpoint.elsewhere import differences, limits, refusals
 from model.checkpoint.expected import tensor_faults
 from model.checkpoint.files import checked_folder, read_json_if_there
+from model.checkpoint.lineage import repository_name
 from model.checkpoint.manifest import MANIFEST
 from model.checkpoint.names import LM_HEAD
 from model.checkpoint.plan import Progress, counter

@@ -24,7 +24,7 @@ from model.geometry import BaseView, Canvas, ImageGeometry, ImageMode, Rounding,
 
 ModelType = Literal["llava", "llava_next", "llava_onevision"]
 
-_MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
+MODEL_TYPES = ("llava", "llava_next", "llava_onevision")
 _MODES = {"llava": ("crop", "pad"), "llava_next": ("anyres", "hd", "pad", "crop")}
 _MODES["llava_onevision"] = _MODES["llava_next"]
 _BASE_VIEWS: dict[ImageMode, BaseView] = {"crop": "crop", "pad": "pad", "hd": "pad", "anyres": "stretch"}
@@ -96,8 +96,8 @@ class LlavaConfig:
     def from_hf(cls, raw: Mapping[str, Any]) -> LlavaConfig:
         """Reads a Hugging Face `config.json`. Raises CheckpointError that names the field it cannot use."""
         kind = raw.get("model_type")
-        if kind not in _MODEL_TYPES:
-            raise CheckpointError(f"model_type {kind!r} is not served: expected {' or '.join(_MODEL_TYPES)}")
+        if kind not in MODEL_TYPES:
+            raise CheckpointError(f"model_type {kind!r} is not served: expected {' or '.join(MODEL_TYPES)}")
         layer, strategy, token = _FEATURES[kind]
         strategy = raw.get("vision_feature_select_strategy", strategy)
         if strategy not in ("default", "full"):

@@ -56,6 +56,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
+        "sliding_window": 4096,
     },
     "qwen2": {
         "vocab_size": 151936,
@@ -75,7 +76,7 @@ def read_text(raw: Mapping[str, Any], top: Mapping[str, Any]) -> TextConfig:
     kind = raw.get("model_type", "llama")
     if kind not in _DEFAULTS:
         raise CheckpointError(f"text_config.model_type {kind!r}: expected llama, mistral or qwen2")
-    values = {**_DEFAULTS[kind], **{k: v for k, v in raw.items() if v is not None}}
+    values = {**_DEFAULTS[kind], **{k: v for k, v in raw.items() if v is not None or k == "sliding_window"}}
     heads = positive(values, "text_config", "num_attention_heads")
     hidden = positive(values, "text_config", "hidden_size")
     kv_heads = values.get("num_key_value_heads") or heads

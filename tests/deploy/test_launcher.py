@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+from model.prompts.templates import TEMPLATES
 from model.tiny import make_tiny_checkpoint
 
 pytestmark = pytest.mark.timeout(600)  # whole systems start here, perhaps on a machine that has much else to do
@@ -67,6 +68,44 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path: Path, checkpoint: Path) -> 
 def test_a_missing_model_is_said_in_one_line(tmp_path: Path) -> None:
     line = refused(tmp_path, "--model", str(tmp_path / "nowhere"), "--port", "0")
     assert line == f"tephra: No checkpoint at {tmp_path / 'nowhere'}: expected a folder with config.json, or 'demo'."
+
+
+def test_a_name_on_a_hub_is_answered_with_how_to_fetch_it(tmp_path: Path) -> None:
+    line = refused(tmp_path, "--model", "liuhaotian/llava-v1.5-7b", "--port", "0")
+    assert line.endswith("'hf download liuhaotian/llava-v1.5-7b --local-dir FOLDER' brings it.")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "llava_llama", "mm_vision_tower": "openai/clip-vit-large-patch14-336"},
+            "{} is in the original layout: 'tephra checkpoint import {} FOLDER' makes a checkpoint that can be served.",
+        ),
+        ({"model_type": "llama"}, "{} is no LLaVA: its model_type is 'llama', expected llava, llava_next, "),
+        ([], "{}/config.json: expected a JSON object."),
+        (None, "{}/config.json: cannot be read as JSON"),
+        ({"model_type": "llava", "text_config": {}}, "{} holds pickled weights: 'tephra checkpoint import {} FOLDER' "),
+    ],
+    ids=["original", "no LLaVA", "no object", "no JSON", "pickled"],
+)
+def test_a_folder_that_cannot_be_served_is_told_before_anything_starts(
+    config: object, message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{" if config is None else json.dumps(config))
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    line = refused(tmp_path, "--model", str(folder), "--port", "0")
+    assert line.startswith("tephra: " + message.replace("{}", str(folder)))
+
+
+def test_an_unknown_chat_template_is_told_before_anything_starts(tmp_path: Path, checkpoint: Path) -> None:
+    line = refused(tmp_path, "--model", str(checkpoint), "--port", "0", "--chat-template", "vicuna")
+    assert line == f"tephra: No chat template 'vicuna': expected one of {', '.join(TEMPLATES)}, or a file."
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    line = refused(tmp_path, "--model", str(checkpoint), "--port", "0", "--chat-template", str(tmp_path / "binary"))
+    assert line.startswith(f"tephra: {tmp_path / 'binary'}: cannot be read as UTF-8 text")
 
 
 def test_a_disk_that_takes_no_more_is_said_in_one_line(tmp_path: Path, checkpoint: Path) -> None:
