@@ -59,6 +59,10 @@ class Prover:
         """Ends the process, whatever it is at; there will be no other."""
         with self._lock:
             self._closed = True
+            if self._grammar is not None:  # the proving thread still reads; it finds the end and clears up
+                if self._process is not None:
+                    self._process.kill()
+                return
         self._kill()
 
     def _kill(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from typing import Any
 
 import jsonschema
@@ -99,6 +100,27 @@ async def test_a_token_that_was_not_allowed_and_a_position_that_was_not_reached_
         wrong.take(bench.encode("z")[0])
         assert wrong.allowed(1) is None and wrong.failure
         assert await compiler.compile(regex("ab")) is not grammar  # what failed is not used again
+
+
+async def test_an_answer_whose_next_token_is_not_found_in_time_fails_and_no_other(bench: Any) -> None:
+    async with bench.compiler(threads=1, step_seconds=0.05) as compiler:
+        grammar = await compiler.compile(regex("ab"))
+        ready, late = grammar.matcher(), grammar.matcher()
+        assert bench.allowed(ready, 0) == bench.encode("a") == bench.allowed(late, 0)
+        busy = threading.Event()
+        compiler._masks.submit(lambda: str(busy.wait(60)))  # something that takes its time
+        late.take(bench.encode("a")[0])
+        assert late.allowed(1) is None and "too long" in str(late.failure)
+        busy.set()
+        assert bench.allowed(ready, 0) == bench.encode("a")
+        assert ready.failure is None
+
+
+async def test_closing_ends_what_is_under_way(bench: Any) -> None:
+    async with bench.compiler() as compiler:
+        task = asyncio.create_task(compiler.compile(regex(".*" * 4000)))
+        await asyncio.sleep(0.05)
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], GrammarError)
 
 
 async def test_special_tokens_are_never_drawn_and_their_names_are_text(bench: Any) -> None:
