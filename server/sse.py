@@ -37,6 +37,9 @@ def _after(data: bytes, terminator: bytes) -> int:
     return at + len(terminator) if at >= 0 else 0
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
@@ -57,7 +60,7 @@ class Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NULL
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -95,7 +98,7 @@ class StreamProgress:
             chunk = _decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return  # not ours to judge: it goes on as it came
-        self.failed = self.failed or chunk.error is not None
+        self.failed = self.failed or bytes(chunk.error) != b"null"
         self.usage = chunk.usage or self.usage
         for choice in chunk.choices:
             self._open.add(choice.index)
