@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -71,7 +71,7 @@ class CompiledGrammar:
 @dataclass
 class _Compilation:
     task: asyncio.Task[CompiledGrammar]
-    waiting: int = field(default=0)
+    waiting: int = 0
 
 
 class GrammarCompiler:
