@@ -11,9 +11,8 @@ from model.checkpoint.lineage import repository_name
 from model.checkpoint.original import told_by_export
 from model.checkpoint.tokenizer_files import IMAGE, TokenizerPlan
 from model.errors import CheckpointError
-from model.prompts.templates import TEMPLATES, choose_template
+from model.prompts.templates import MARKED_IMAGE, TEMPLATES, choose_template
 
-MARKED_IMAGE = f"<im_start>{IMAGE}<im_end>"
 STOP_TOKENS = ("<|im_end|>", "<|eot_id|>", "</s>")  # whichever of them a template writes ends an answer
 
 

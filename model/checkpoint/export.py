@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint.chat_template import MARKED_IMAGE, own_template
+from model.checkpoint.chat_template import own_template
 from model.checkpoint.configuration import read_config
 from model.checkpoint.elsewhere import differences, limits, refusals
 from model.checkpoint.expected import check_tensors
@@ -24,12 +24,12 @@ from model.checkpoint.names import LM_HEAD, to_original
 from model.checkpoint.original import text_section
 from model.checkpoint.plan import Progress, counter, dtype_name, write_checkpoint
 from model.checkpoint.tensors import stored_tensors
-from model.checkpoint.tokenizer_files import IMAGE, plan_tokenizer, write_tokenizer
+from model.checkpoint.tokenizer_files import plan_tokenizer, write_tokenizer
 from model.checkpoint.weights import SHARD_BYTES, write_weights
 from model.config import LlavaConfig, to_hf
 from model.config.original import refuse_original
 from model.errors import CheckpointError
-from model.prompts.templates import recognise_template
+from model.prompts.templates import MARKED_IMAGE, recognise_template
 
 _ORIGINAL_TYPES = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 _ARCHITECTURES = {
@@ -92,7 +92,7 @@ def export_original(
     template = own_template(directory, tokenizer) or ""
     raw = _original_config(config, read_json(directory / "config.json"), tower)
     raw["mm_use_im_start_end"] = MARKED_IMAGE in template
-    written_as = recognise_template(template.replace(MARKED_IMAGE, IMAGE)) if template else None
+    written_as = recognise_template(template) if template else None
     raw["tephra"] = _for_our_import(config, written_as)
     raw["torch_dtype"] = dtype_name(chosen)
     stops = read_json_if_there(directory / "generation_config.json")

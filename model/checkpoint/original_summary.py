@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.adapters import lora_pairs, projector, trained_beside
-from model.checkpoint.chat_template import MARKED_IMAGE, family_template_name
+from model.checkpoint.adapters import ADAPTER_CONFIG, lora_pairs, projector, trained_beside
+from model.checkpoint.chat_template import family_template_name
 from model.checkpoint.files import checked_folder, read_json
 from model.checkpoint.names import PARTS, from_original, part_of
 from model.checkpoint.original import OriginalConfig, known_tower, read_original, told_by_export
@@ -21,6 +21,7 @@ from model.checkpoint.tensors import StoredTensor, all_tensors
 from model.checkpoint.tokenizer_files import has_tokenizer, plan_tokenizer
 from model.checkpoint.towers import has_tower
 from model.config.original import is_original
+from model.prompts.templates import MARKED_IMAGE
 
 _TILE = 336  # of a tower whose sizes are not known; canvases are only counted
 
@@ -65,7 +66,7 @@ def summarise_original(path: str | Path) -> OriginalSummary:
     piece = piece_of(directory)
     tensors = _tensors(directory, piece)
     missing = dict(_missing(directory, original, piece, tensors))
-    options = "".join(f" {option} FOLDER" for option in ("--base", "--vision-tower") if option in missing)
+    options = "".join(f" {option} FOLDER" for option in missing if option)
     context = raw.get("max_position_embeddings")
     return OriginalSummary(
         path=str(directory),
@@ -106,17 +107,21 @@ def _parts(
         ranks = sorted({a.shape[0] for a, _ in pairs.values()})
         rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
         matrices = [matrix for pair in pairs.values() for matrix in pair]
-        yield summarise_part("adapter", f"LoRA, {rank}, of {len(pairs)} weights", matrices)
+        weights = f"{len(pairs)} weight{'s' if len(pairs) > 1 else ''}"
+        yield summarise_part("adapter", f"LoRA, {rank}, of {weights}", matrices)
 
 
 def _missing(
     directory: Path, original: OriginalConfig, piece: Piece, tensors: Mapping[str, StoredTensor]
 ) -> Iterator[tuple[str, str]]:
     """The option of `tephra checkpoint import` that brings it, and what it is."""
-    if piece != "whole":
+    if piece == "adapter":
+        named = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+        yield "--base", f"the model that it adapts, {named} (--base)" if named else "the model that it adapts (--base)"
+    elif piece == "projector":
         yield "--base", "the language model that it belongs to (--base)"
     elif may_be_delta(directory):
-        yield "--delta", "the model that it is to be added to, if it is a delta (--delta --base)"
+        yield "--delta --base", "the model that it is to be added to, if it is a delta (--delta --base)"
     if not has_tower(tensors):
         unless = "" if piece == "whole" else ", unless the base holds it"
         yield "--vision-tower", f"the vision tower {original.tower} (--vision-tower){unless}"

@@ -6,18 +6,18 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoint.chat_template import MARKED_IMAGE, own_template
+from model.checkpoint.chat_template import own_template
 from model.checkpoint.configuration import read_config
 from model.checkpoint.files import checked_folder, read_json_if_there
 from model.checkpoint.manifest import MANIFEST, roll_up_parts
 from model.checkpoint.names import PARTS, part_of
 from model.checkpoint.plan import Progress, counter
 from model.checkpoint.tensors import StoredTensor, stored_tensors
-from model.checkpoint.tokenizer_files import IMAGE, plan_tokenizer
+from model.checkpoint.tokenizer_files import plan_tokenizer
 from model.checkpoint.weights import tensor_digest
 from model.config import LlavaConfig
 from model.errors import PromptError
-from model.prompts.templates import recognise_template
+from model.prompts.templates import MARKED_IMAGE, recognise_template
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def describe_template(template: str | None) -> str | None:
     if template is None:
         return None
     try:
-        name = recognise_template(template.replace(MARKED_IMAGE, IMAGE)) or "its own"
+        name = recognise_template(template) or "its own"
         return f"{name}, with {MARKED_IMAGE}" if MARKED_IMAGE in template else name
     except PromptError as error:
         return f"unusable: {error}"

@@ -130,16 +130,25 @@ def _template(directory: Path, config: LlavaConfig, tokenizer: TokenizerPlan) ->
 
 
 def _rendering(prompter: Prompter, config: LlavaConfig) -> Iterator[Finding]:
-    """Whether the template takes a question at all, with a picture or without."""
+    """Whether the template takes anything at all: a question, one about a picture, a picture."""
+    if prompter.template is None:
+        return
     layout = config.geometry.layout(config.vision.image_size, config.vision.image_size)
+    picture, question = ImagePart(), TextPart("?")
     refusals = []
-    for parts, layouts in (((TextPart("?"),), []), ((ImagePart(), TextPart("?")), [layout])):
+    for parts, layouts in (((question,), []), ((picture, question), [layout]), ((picture,), [layout])):
         try:
             prompter.build([ChatMessage("user", parts)], layouts)
         except PromptError as error:
             refusals.append(str(error))
-    if len(refusals) == 2 and "no chat template" not in refusals[0]:
+    if len(refusals) == 3:
         yield Finding("template", refusals[0])
+    elif len(refusals) == 2:
+        yield Finding(
+            "note",
+            "the chat template is one of stage 1: it takes pictures without questions; --chat-template serves with "
+            "another.",
+        )
 
 
 def _images(directory: Path, config: LlavaConfig) -> Iterator[Finding]:

@@ -109,14 +109,18 @@ def test_an_original_without_its_tower_is_summarised(source: Path) -> None:
     assert len(summary.missing) == 2
     assert "if it is a delta (--delta --base)" in summary.missing[0]
     assert "nobody/tower (--vision-tower)" in summary.missing[1]
-    assert summary.command.endswith("llava-7b-delta-v1 TARGET --vision-tower FOLDER")
+    assert summary.command.endswith("llava-7b-delta-v1 TARGET --delta --base FOLDER --vision-tower FOLDER")
 
 
 def test_an_adapter_is_summarised(source: Path) -> None:
-    summary = summarise_original(adapter(source))
+    piece = adapter(source)
+    settings = {"peft_type": "LORA", "lora_alpha": 4, "base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
+    (piece / "adapter_config.json").write_text(json.dumps(settings))
+    summary = summarise_original(piece)
     assert "LoRA adapter" in summary.holds
+    assert summary.missing[0] == "the model that it adapts, lmsys/vicuna-7b-v1.5 (--base)"
     parts = {part.name: part for part in summary.parts}
-    assert (parts["adapter"].described, parts["adapter"].parameters) == ("LoRA, rank 2, of 1 weights", 256)
+    assert (parts["adapter"].described, parts["adapter"].parameters) == ("LoRA, rank 2, of 1 weight", 256)
     assert (parts["connector"].tensors, parts["language_model"].tensors) == (4, 0)
     assert summary.command.endswith("TARGET --base FOLDER --vision-tower FOLDER")
 

@@ -183,3 +183,24 @@ def test_digests_that_no_manifest_holds_are_computed_on_demand(checkpoint: Path)
 def test_a_template_of_ours_by_another_name_is_no_fault_when_it_was_chosen_at_import(checkpoint: Path) -> None:
     (checkpoint / "chat_template.jinja").write_text(TEMPLATES["v0"])
     assert verify_checkpoint(checkpoint) == []
+
+
+def test_marks_around_images_are_no_fault_of_a_template(tmp_path: Path, originals: Callable) -> None:
+    source = originals(make_tiny_checkpoint(tmp_path / "tiny", generation="llava-1.0"), tmp_path)
+    edit(source.path / "config.json", mm_use_im_start_end=True)
+    named = source.path.rename(tmp_path / "llava-7b-v0")
+    plan = plan_import(named, ImportOptions(vision_tower=source.tower))
+    assert "<im_start><image><im_end>" in (plan.template or "")
+    for name in ("ours", "vicuna-7b-v0"):  # the second name tells a family to compare with
+        write_checkpoint(plan, tmp_path / name)
+        assert [finding.kind for finding in verify_checkpoint(tmp_path / name)] == ["elsewhere"]
+        assert summarise(tmp_path / name).template == "v0, with <im_start><image><im_end>"
+
+
+def test_the_template_of_stage_1_is_no_fault_but_worth_a_note(tmp_path: Path, originals: Callable) -> None:
+    source = originals(make_tiny_checkpoint(tmp_path / "tiny", generation="llava-1.5"), tmp_path)
+    edit(source.path / "config.json", tune_mm_mlp_adapter=True)
+    write_checkpoint(plan_import(source.path, ImportOptions(vision_tower=source.tower)), tmp_path / "ours")
+    [finding] = verify_checkpoint(tmp_path / "ours")
+    assert finding.kind == "note"
+    assert "takes pictures without questions" in finding.text

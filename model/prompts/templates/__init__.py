@@ -2,9 +2,10 @@
 
 from model.prompts.templates.choice import choose_template, family_template, find_template
 from model.prompts.templates.recognition import compare_templates, recognise_template
-from model.prompts.templates.sources import TEMPLATES
+from model.prompts.templates.sources import MARKED_IMAGE, TEMPLATES
 
 __all__ = [
+    "MARKED_IMAGE",
     "TEMPLATES",
     "choose_template",
     "compare_templates",

@@ -9,31 +9,30 @@ from typing import Any
 from model.errors import PromptError
 from model.prompts.anatomy import ANSWER, NEXT_QUESTION, QUESTION, SYSTEM, Anatomy, Message, attempt, dissect
 from model.prompts.sandbox import BoundedTemplate
-from model.prompts.templates.sources import TEMPLATES
+from model.prompts.templates.sources import IMAGE, MARKED_IMAGE, TEMPLATES
 
-_IMAGE = "<image>"
 _BOS = "<s>"
 
 
 class _Rendered:
     """What a template makes of the conversations that tell formats apart. BOS is nobody's difference: where the
-    template does not write it, the tokenizer does."""
+    template does not write it, the tokenizer does. Nor are marks around images: they go with any format."""
 
     def __init__(self, jinja: str) -> None:
         self._template = BoundedTemplate(jinja)
-        self.anatomy: Anatomy = dissect(self._render, _IMAGE)
+        self.anatomy: Anatomy = dissect(self._render, IMAGE)
         self.default_system, self.system_position = self._system()
 
     def _render(self, messages: list[Message], generation: bool) -> str:
         variables: dict[str, Any] = {"bos_token": _BOS, "eos_token": "</s>", "unk_token": "<unk>"}
         variables |= {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": generation}
-        return self._template.render(variables).removeprefix(_BOS)
+        return self._template.render(variables).removeprefix(_BOS).replace(MARKED_IMAGE, IMAGE)
 
     def message(self, role: str, text: str, *, images: int = 0) -> Message:
         if self.anatomy.takes_parts:
             words = [{"type": "text", "text": text}] if text else []
             return {"role": role, "content": [{"type": "image"}] * images + words}
-        return {"role": role, "content": f"{_IMAGE}\n" * images + text}
+        return {"role": role, "content": f"{IMAGE}\n" * images + text}
 
     def attempt(self, *messages: Message, generation: bool = True) -> str | None:
         return attempt(self._render, list(messages), generation)
@@ -123,9 +122,9 @@ def _system_differences(theirs: _Rendered, ours: _Rendered) -> Iterator[str]:
 
 def _picture_differences(theirs: _Rendered, ours: _Rendered) -> Iterator[str]:
     asked = [side.attempt(side.message("user", QUESTION, images=2)) for side in (theirs, ours)]
-    their, our = (None if text is None else text[text.find(_IMAGE) : text.find(QUESTION)] for text in asked)
-    if asked[0] is not None and asked[0].count(_IMAGE) != 2:
-        yield f"has places for {asked[0].count(_IMAGE)} of two images"
+    their, our = (None if text is None else text[text.find(IMAGE) : text.find(QUESTION)] for text in asked)
+    if asked[0] is not None and asked[0].count(IMAGE) != 2:
+        yield f"has places for {asked[0].count(IMAGE)} of two images"
     elif their is None and our is not None:
         yield "refuses images beside a question"
     elif their is not None and our is not None and their != our:

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from types import MappingProxyType
 
+IMAGE = "<image>"
+MARKED_IMAGE = f"<im_start>{IMAGE}<im_end>"  # how LLaVA-1.0 laid an image where mm_use_im_start_end says so
+
 _IN_TURN = ("plain", "v0", "v1", "mistral")
 _IN_ANY_ORDER = ("chatml", "qwen_1_5", "llama_3")
 
