@@ -11,12 +11,11 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol, TypeVar
 
 from model.errors import ImageError, PromptError
 from model.geometry import ImageLayout
-from model.image_file import MAX_PIXELS, read_header
+from model.image_file import MAX_PIXELS, decode_rgb, image_digest, read_header
 from model.images import ImagePreprocessor, PreparedImage
 from model.prompts import ChatMessage, ImagePart, Prompter, TextPart, ToolCard
 from model.prompts.tools import ToolFormat
@@ -24,6 +23,7 @@ from server.media.data_url import decode_data_url, is_data_url
 from server.protocol.errors import ApiError, bad_request
 from server.protocol.openai import ChatCompletionRequest, ImageContent, Message
 from worker.calling import Calling, tool_uses, with_functions_told
+from worker.prepared import PreparedImages
 
 Result = TypeVar("Result")
 
@@ -40,6 +40,7 @@ class IntakeLimits:
     max_image_bytes: int = 20 * 2**20  # of one image file
     max_pixels: int = MAX_PIXELS  # of one image
     max_total_pixels: int = 2 * MAX_PIXELS  # of all images of a request
+    cache_bytes: int = 128 * 2**20  # of prepared images that are kept for the next request
     threads: int = 2
 
 
@@ -88,6 +89,7 @@ class Intake:
         self._source = source
         self._limits = limits
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="intake")
+        self._prepared = PreparedImages(limits.cache_bytes)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -122,7 +124,8 @@ class Intake:
         token_ids = await self._off_loop(lambda: self._build(messages, layouts, cards))
         image_tokens = sum(layout.tokens for layout in layouts)
         max_tokens = budget.answer_tokens(len(token_ids), image_tokens, request.token_limit, "messages")
-        images = await asyncio.gather(*(self._off_loop(partial(self._prepare, file, len(files))) for file in files))
+        salt = request.cache_salt or ""
+        images = await asyncio.gather(*(self._prepare(file, len(files), salt) for file in files))
         return Prompt(token_ids, tuple(images)), max_tokens
 
     async def text(self, text: str, wanted: int | None, budget: TokenBudget) -> tuple[Prompt, int]:
@@ -152,7 +155,7 @@ class Intake:
         )
 
     def _layouts(self, files: list[_ImageFile]) -> list[ImageLayout]:
-        """Reads every header, holds the pixel budget, counts tokens; nothing is decoded."""
+        """Reads every header, holds the pixel budget, names the images, counts tokens; nothing is decoded."""
         layouts, pixels = [], 0
         for file in files:
             try:
@@ -160,6 +163,7 @@ class Intake:
             except ImageError as error:
                 raise bad_request(str(error), param=file.param, code="invalid_image") from None
             pixels += header.width * header.height
+            file.digest = image_digest(file.data, header)
             layouts.append(self._preprocessor.geometry.layout(header.width, header.height, len(files)))
         if pixels > self._limits.max_total_pixels:
             raise bad_request(
@@ -177,17 +181,21 @@ class Intake:
         except PromptError as error:
             raise bad_request(str(error), param="messages", code="invalid_prompt") from None
 
-    def _prepare(self, file: _ImageFile, images: int) -> PreparedImage:
+    async def _prepare(self, file: _ImageFile, images: int, salt: str) -> PreparedImage:
+        def decode() -> PreparedImage:
+            return self._preprocessor.prepare_rgb(decode_rgb(file.data), file.digest, images=images)
+
         try:
-            return self._preprocessor.prepare(file.data, images=images)
+            return await self._prepared.get((salt, file.digest, images > 1), lambda: self._off_loop(decode))
         except ImageError as error:
             raise bad_request(str(error), param=file.param, code="invalid_image") from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _ImageFile:
     data: bytes
     param: str  # where in the request it stands
+    digest: str = ""  # once its header has been read
 
 
 def _image_urls(request: ChatCompletionRequest) -> list[tuple[str, str]]:

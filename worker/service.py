@@ -109,7 +109,14 @@ class Service:
         name = uuid.uuid4().hex
         answers = [
             Running(
-                EngineRequest(f"{name}-{place}-{index}", prompt.token_ids, prompt.images, sampling, constraint=matcher),
+                EngineRequest(
+                    f"{name}-{place}-{index}",
+                    prompt.token_ids,
+                    prompt.images,
+                    sampling,
+                    constraint=matcher,
+                    cache_salt=request.cache_salt or "",
+                ),
                 Answer(self.tokens, rules),
                 prompt=place,
                 matcher=matcher,

@@ -73,6 +73,7 @@ class WorkerSettings:
     max_image_bytes: int = setting(20 * MIB, "largest image file", least=1)
     max_image_pixels: int = setting(64_000_000, "most pixels of one image", least=1)
     max_request_pixels: int = setting(256_000_000, "most pixels of all images of a request", least=1)
+    image_cache_bytes: int = setting(128 * MIB, "memory for decoded images that may be asked about again; 0: none")
     image_threads: int = setting(2, "threads that decode images and tokenize", least=1)
     max_grammar_bytes: int = setting(65_536, "largest schema, expression, grammar or set of tools, in bytes", least=1)
     grammar_seconds: float = setting(5.0, "most time to compile a schema, expression or grammar", least=0.001)

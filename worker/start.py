@@ -114,6 +114,7 @@ def assemble(
         max_image_bytes=settings.max_image_bytes,
         max_pixels=settings.max_image_pixels,
         max_total_pixels=settings.max_request_pixels,
+        cache_bytes=settings.image_cache_bytes,
         threads=settings.image_threads,
     )
     gate = Gate(settings.max_requests, settings.max_images_held)

@@ -71,6 +71,21 @@ async def test_max_tokens_ends_with_length_and_defaults_to_what_the_context_leav
     assert worker.engine.requests[-1].sampling.max_tokens == 2
 
 
+async def test_a_picture_asked_about_again_is_decoded_once_for_each_salt(stage: Any, props: Any) -> None:
+    worker = await stage(props.say("yes"))
+    content = [props.picture_part(), {"type": "text", "text": "what?"}]
+    for salt in (None, None, "tenant", "tenant"):
+        await worker.chat(content, cache_salt=salt)
+    pictures = [request.images[0] for request in worker.engine.requests]
+    assert pictures[0] is pictures[1]
+    assert pictures[2] is pictures[3]
+    assert pictures[0] is not pictures[2]
+    assert [request.cache_salt for request in worker.engine.requests] == ["", "", "tenant", "tenant"]
+    refused = await worker.chat(content, cache_salt="")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "cache_salt"
+
+
 async def test_n_answers_have_their_own_seeds_and_share_the_prepared_images(stage: Any, props: Any) -> None:
     worker = await stage(lambda request: props.say(f"seed {request.sampling.seed}")(request))
     content = [props.picture_part(), {"type": "text", "text": "what?"}]

@@ -84,12 +84,32 @@ def test_without_a_manifest_the_version_changes_with_weights_and_template(tmp_pa
     assert checkpoint_version(same) != checkpoint_version(first)
 
 
+STEP = StepReport(
+    prefill_tokens=40,
+    decode_tokens=2,
+    drawn_tokens=3,
+    encoded_images=1,
+    encoded_tiles=5,
+    prefix_queries=100,
+    prefix_hits=60,
+    image_queries=3,
+    image_hits=2,
+    preemptions=1,
+    failures=0,
+    running=4,
+    waiting=7,
+    kv_usage=0.5,
+    seconds=0.02,
+    inter_token_seconds=(0.01, 0.02),
+)
+
+
 def test_what_the_engine_reports_shows_under_vllms_names_and_ours() -> None:
     metrics = WorkerMetrics("tiny", "v1")
     metrics.follow_load(lambda: EngineLoad(4, 7, 300, 0.5, 1000))
-    metrics.step_finished(StepReport(40, 2, 3, 1, 5, 1, 0, 4, 7, 0.5, 0.02, (0.01, 0.02)))
-    metrics.request_finished(RequestReport("stop", 40, 12, 0, 0.1, 0.2, 1.1, 1.3, 0.3, 1.4))
-    metrics.request_finished(RequestReport("error", 40, 0, 0, None, None, None, None, None, 0.2))
+    metrics.step_finished(STEP)
+    metrics.request_finished(RequestReport("stop", 40, 12, 30, 0, 0.1, 0.2, 1.1, 1.3, 0.3, 1.4))
+    metrics.request_finished(RequestReport("error", 40, 0, 0, 0, None, None, None, None, None, 0.2))
     text = metrics.render().decode()
     for prefix in ("vllm:", "tephra:"):
         for line in (
@@ -98,6 +118,10 @@ def test_what_the_engine_reports_shows_under_vllms_names_and_ours() -> None:
             'kv_cache_usage_perc{model_name="tiny"} 0.5',
             'num_preemptions_total{model_name="tiny"} 1.0',
             'prompt_tokens_total{model_name="tiny"} 40.0',
+            'prefix_cache_queries_total{model_name="tiny"} 100.0',
+            'prefix_cache_hits_total{model_name="tiny"} 60.0',
+            'mm_cache_queries_total{model_name="tiny"} 3.0',
+            'mm_cache_hits_total{model_name="tiny"} 2.0',
             'generation_tokens_total{model_name="tiny"} 3.0',
             'request_success_total{finished_reason="stop",model_name="tiny"} 1.0',
             'inter_token_latency_seconds_count{model_name="tiny"} 2.0',
@@ -115,7 +139,7 @@ def test_what_the_engine_has_in_hand_is_read_when_it_is_asked_for() -> None:
     loads = [EngineLoad(4, 7, 300, 0.5, 1000)]
     metrics = WorkerMetrics("tiny", "v1")
     metrics.follow_load(lambda: loads[-1])
-    metrics.step_finished(StepReport(40, 2, 3, 1, 5, 1, 0, 4, 7, 0.5, 0.02, (0.01, 0.02)))
+    metrics.step_finished(STEP)
     loads.append(EngineLoad(0, 0, 0, 0.0, 1000))  # the last requests were cancelled: no step follows that tells so
     text = metrics.render().decode()
     for prefix in ("vllm:", "tephra:"):

@@ -55,6 +55,9 @@ class SamplingFields(StructureFields):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = Field(None, description="Default true.")
     user: str | None = None
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="Prompts and images are cached apart for each salt."
+    )
 
     # Each of these would change the answer; saying nothing would be a wrong answer.
     include_stop_str_in_output: NotTrue = None
