@@ -7,6 +7,7 @@ is imported when a command runs, so that --help never waits for torch.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -255,17 +256,20 @@ def _print_parts(summaries: Sequence[PartSummary], console: Console) -> None:
 
 @contextmanager
 def _told(*, to_stderr: bool = False) -> Iterator[Console]:
-    """A console; what goes wrong is told in one line."""
+    """A console; what goes wrong is told in one line. SIGTERM is taken as Ctrl-C is, so that nothing half is left."""
     from rich.console import Console
 
     from model.errors import ModelError
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield Console(stderr=to_stderr)
     except ModelError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; nothing was kept", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

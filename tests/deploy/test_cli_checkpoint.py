@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,20 @@ def test_help_lists_every_generation_and_every_template() -> None:
     words = " ".join(CliRunner(env={"COLUMNS": "400"}).invoke(app, ["checkpoint", "import", "--help"]).output.split())
     for name in (*GENERATIONS, *TEMPLATES):
         assert name in words
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_stops_an_import_finds_nothing_half(
+    number: signal.Signals, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        assert [path.name[:16] for path in tmp_path.iterdir()] == [".target.partial-"]
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("model.checkpoint.plan.write_weights", stopped)
+    result = tephra("import", tiny, tmp_path / "target")
+    assert (result.exit_code, result.stderr) == (130, "tephra: interrupted; nothing was kept\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
