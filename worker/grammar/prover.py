@@ -93,6 +93,8 @@ class Prover:
         )
         with self._lock:
             self._process = process
+            if self._closed:
+                process.kill()
         if _read(process, _START_SECONDS) != READY:
             raise EOFError
         return process
