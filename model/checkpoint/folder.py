@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import CheckpointError
@@ -30,12 +30,17 @@ def written_aside(target: Path, weights_bytes: int = 0) -> Iterator[Path]:
     """
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target}: already exists; choose another name")
+    made = [folder for folder in target.absolute().parents if not folder.exists()]  # the innermost first
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
         _check_room(target, weights_bytes)
         aside, lock = _locked_directory(target)
+    except CheckpointError:
+        _remove_empty(made)
+        raise
     except OSError as error:
+        _remove_empty(made)
         raise _cannot_write(target, error) from error
     try:
         yield aside
@@ -44,14 +49,21 @@ def written_aside(target: Path, weights_bytes: int = 0) -> Iterator[Path]:
             raise CheckpointError(f"{target}: was written by another process meanwhile")
         aside.rename(target)
         _sync(target.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise _cannot_write(target, error) from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove_empty(made)
+        if isinstance(error, OSError):
+            raise _cannot_write(target, error) from error
         raise
     finally:
         os.close(lock)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Those that were made for a target that did not come to be."""
+    for folder in folders:
+        with suppress(OSError):  # never made, or no longer empty: then somebody else uses it
+            folder.rmdir()
 
 
 def _cannot_write(target: Path, error: OSError) -> CheckpointError:

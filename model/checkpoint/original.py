@@ -96,11 +96,14 @@ class OriginalConfig:
         return (*patch, "<im_start>", "<im_end>") if self.raw.get("mm_use_im_start_end", False) else patch
 
 
-def told_by_export(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+def told_by_export(raw: Mapping[str, Any]) -> Mapping[str, str]:
     """What our own export wrote beside the original's fields, which have no words for it. Raises CheckpointError."""
     told = raw.get("tephra", {})
     if not isinstance(told, Mapping):
         raise CheckpointError(f"tephra: expected a JSON object, got {str(told)[:80]!r}")
+    for field, value in told.items():
+        if not isinstance(value, str):
+            raise CheckpointError(f"tephra.{field}: expected a word, got {str(value)[:80]!r}")
     return told
 
 
@@ -113,6 +116,7 @@ def read_original(raw: Mapping[str, Any], origin: str) -> OriginalConfig:
 
 
 def _read(raw: Mapping[str, Any]) -> OriginalConfig:
+    told_by_export(raw)
     kind = raw.get("model_type")
     if kind not in ORIGINAL_TYPES and kind not in _PLAIN_LANGUAGE_MODELS:
         raise CheckpointError(f"model_type {kind!r}: expected one of {', '.join(ORIGINAL_TYPES)}")

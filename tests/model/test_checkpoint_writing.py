@@ -87,6 +87,19 @@ def test_a_disk_that_refuses_half_way_gives_one_line_and_keeps_nothing(tiny: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_made_for_a_target_that_does_not_come_to_be_go_with_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"image_newline": torch.full((64,), torch.nan)}
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        save_checkpoint(broken, tiny, tmp_path / "kept" / "new" / "newer" / "target")
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="nothing was written"):
+        patch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10, 9, 1))
+        write_checkpoint(plan_import(tiny), tmp_path / "kept" / "new" / "target")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["kept"]
+
+
 def test_what_exists_is_never_overwritten(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     with pytest.raises(CheckpointError, match="already exists"):
