@@ -183,6 +183,14 @@ def eval_demo(context: typer.Context) -> None:
     raise typer.Exit(evaluate(context.args))
 
 
+@eval_app.command("int8", context_settings=_PASSED_ON)
+def eval_int8(context: typer.Context) -> None:
+    """Compare a checkpoint in int8 with itself in bfloat16, token by token; '--help' lists the options."""
+    from training.evaluation.int8 import main as evaluate
+
+    raise typer.Exit(evaluate(context.args))
+
+
 def _needs(*packages: str, extra: str) -> None:
     """Says which extra brings packages that are not installed."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:

@@ -2,8 +2,9 @@
 
 Every matrix product of vision tower, connector, decoder and head is replaced; embeddings, the patch convolution and
 attention stay bfloat16. Weights are scaled by output channel, activations by token, both symmetric and by their largest
-value (W8A8 of arXiv 2208.07339 without its outlier columns). Since products are exact, a token's result does not depend
-on what it is computed beside. CPU alone: on a GPU other engines do this better.
+value; in the decoder, channels are evened out first (`model.smoothing`). The head, where a small error changes a word,
+takes each activation as two int8 numbers, which costs nothing where memory is what a product waits for. Since products
+are exact, a token's result does not depend on what it is computed beside. CPU alone: on a GPU other engines do better.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from model.kernels.rows import Product, Quantized
 from model.language_model import DecoderLayer
 from model.llava import LlavaModel
 from model.rope import Rope
+from model.smoothing import LayerFactors, smoothing_factors
 from model.vision_tower import VisionLayer
 
 _LIMIT = 127.0
@@ -42,6 +44,7 @@ def to_int8(model: LlavaModel) -> LlavaModel:
     """Replaces a model's layers, one by one, so that no more than one is there twice. Raises ModelError."""
     check_int8(model.device, model.dtype)
     config = model.config
+    factors = smoothing_factors(model)
     tower = model.vision_tower.vision_model.encoder.layers
     for index, layer in enumerate(tower):
         assert isinstance(layer, VisionLayer), "the model is in int8 already"
@@ -51,7 +54,7 @@ def to_int8(model: LlavaModel) -> LlavaModel:
     decoder = model.language_model.model
     for index, layer in enumerate(decoder.layers):
         assert isinstance(layer, DecoderLayer), "the model is in int8 already"
-        decoder.layers[index] = Int8DecoderLayer(layer, config.text)
+        decoder.layers[index] = Int8DecoderLayer(layer, config.text, factors[index])
     decoder.add_module("rope", HalfRope(decoder.rope))
     head = decoder.embed_tokens if config.text.tied_embeddings else model.language_model.lm_head
     model.language_model.scorer = Int8Head(Int8Linear([head.weight], [None]))
@@ -79,8 +82,16 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     @classmethod
-    def of(cls, *layers: nn.Linear) -> Int8Linear:
-        return cls([layer.weight for layer in layers], [layer.bias for layer in layers])
+    def of(cls, *layers: nn.Linear, factors: torch.Tensor | None = None) -> Int8Linear:
+        """With `factors` [K], for inputs of which each channel is divided by its factor."""
+        weights = [layer.weight if factors is None else layer.weight.float() * factors for layer in layers]
+        return cls(weights, [layer.bias for layer in layers])
+
+    def divide_outputs(self, first: int, factors: torch.Tensor) -> None:
+        """Divides each output channel from `first` on by its factor."""
+        self.columns[first:] /= factors
+        if self.bias is not None:
+            self.bias[first:] /= factors
 
     def forward(self, x: Quantized) -> Product:
         return Product(torch._int_mm(x.values, self.weight.t()), x.scales, self.columns, self.bias)
@@ -138,19 +149,19 @@ class Int8Connector(nn.Module):
 class Int8DecoderLayer(nn.Module):
     """`model.language_model.DecoderLayer`, in int8."""
 
-    def __init__(self, layer: DecoderLayer, config: TextConfig) -> None:
+    def __init__(self, layer: DecoderLayer, config: TextConfig, factors: LayerFactors) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.activation = config.activation
         attention, mlp = layer.self_attn, layer.mlp
         self.layer = attention.layer
-        self.first, self.second = (
-            _Norm(norm.weight, None, config.norm_eps)
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
-        )
-        self.qkv = Int8Linear.of(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out, self.down = Int8Linear.of(attention.o_proj), Int8Linear.of(mlp.down_proj)
-        self.gate_up = Int8Linear.of(mlp.gate_proj, mlp.up_proj)
+        norms = (layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float())
+        self.first = _Norm(norms[0] / factors.qkv, None, config.norm_eps)
+        self.second = _Norm(norms[1] / factors.gate_up, None, config.norm_eps)
+        self.qkv = Int8Linear.of(attention.q_proj, attention.k_proj, attention.v_proj, factors=factors.qkv)
+        self.out, self.down = Int8Linear.of(attention.o_proj), Int8Linear.of(mlp.down_proj, factors=factors.down)
+        self.gate_up = Int8Linear.of(mlp.gate_proj, mlp.up_proj, factors=factors.gate_up)
+        self.gate_up.divide_outputs(mlp.gate_proj.out_features, factors.down)
 
     def forward(
         self,
@@ -178,7 +189,11 @@ class Int8Head(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """bfloat16 [N, D] -> float32 [N, vocabulary]."""
-        return rows.scale_back_wide(self.linear(rows.quantize(hidden.contiguous())))
+        first = rows.quantize(hidden.contiguous())
+        rest = rows.quantize((hidden.float() - first.values * first.scales[:, None]).to(hidden.dtype))
+        both = Quantized(torch.cat([first.values, rest.values]), torch.cat([first.scales, rest.scales]))
+        logits = rows.scale_back_wide(self.linear(both))
+        return logits[: len(hidden)].add_(logits[len(hidden) :])
 
 
 class HalfRope(nn.Module):
