@@ -23,7 +23,7 @@ from model.kernels import rows, team
 from model.kernels.rows import Product, Quantized
 from model.language_model import DecoderLayer
 from model.llava import LlavaModel
-from model.rope import Rope
+from model.rope import HalfRope
 from model.smoothing import LayerFactors, smoothing_factors
 from model.vision_tower import VisionLayer
 
@@ -194,20 +194,6 @@ class Int8Head(nn.Module):
         both = Quantized(torch.cat([first.values, rest.values]), torch.cat([first.scales, rest.scales]))
         logits = rows.scale_back_wide(self.linear(both))
         return logits[: len(hidden)].add_(logits[len(hidden) :])
-
-
-class HalfRope(nn.Module):
-    """`model.rope.Rope` for the kernels: float32, each angle once."""
-
-    def __init__(self, rope: Rope) -> None:
-        super().__init__()
-        self.rope = rope
-
-    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """positions [T] -> cos, sin, each [T, head_dim / 2]."""
-        cos, sin = self.rope(positions, torch.float32)
-        half = cos.shape[-1] // 2
-        return cos[:, 0, :half].contiguous(), sin[:, 0, :half].contiguous()
 
 
 class _Norm(nn.Module):

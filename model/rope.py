@@ -32,6 +32,20 @@ class Rope(nn.Module):
         return (angles.cos() * self.magnitude).to(dtype), (angles.sin() * self.magnitude).to(dtype)
 
 
+class HalfRope(nn.Module):
+    """The same for kernels: float32, each angle once."""
+
+    def __init__(self, rope: Rope) -> None:
+        super().__init__()
+        self.rope = rope
+
+    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions [T] -> cos, sin, each [T, head_dim / 2]."""
+        cos, sin = self.rope(positions, torch.float32)
+        half = cos.shape[-1] // 2
+        return cos[:, 0, :half].contiguous(), sin[:, 0, :half].contiguous()
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turns x [T, heads, head_dim] by its position."""
     half = x.shape[-1] // 2

@@ -16,6 +16,7 @@ import torch
 from model.checkpoint import load_checkpoint
 from model.config import LlavaConfig
 from model.errors import ModelError
+from model.fused import can_fuse, fuse
 from model.images import ImagePreprocessor
 from model.int8 import to_int8
 from model.prompts import Prompter
@@ -65,6 +66,8 @@ def start_service(settings: WorkerSettings) -> Service:
         checkpoint = load_checkpoint(directory, device=device, dtype=_dtype(settings.dtype, device, int8=int8))
         if int8:
             to_int8(checkpoint.model)
+        elif can_fuse(device, checkpoint.model.dtype):
+            fuse(checkpoint.model)
         version = settings.version_id or checkpoint_version(directory)
         metrics = WorkerMetrics(name, version)
         engine = NativeEngine(

@@ -1,4 +1,6 @@
-"""Around int8 matrix products: what goes in is quantised row by row, what comes out is scaled back, in one pass each.
+"""What lies between matrix products, in one pass each: norms, activation functions, rotary positions.
+
+For int8 products what goes in is quantised row by row, and what comes out is scaled back, in the same pass.
 
 A row is a token. Its scale is its largest absolute value over 127; the scale of a weight's column was found when the
 weight was quantised. Products are int32 and exact, so a token's result is the same whatever other rows are beside it.
@@ -133,6 +135,28 @@ def turn(
     v = torch.empty_like(k)
     places = (part.data_ptr() for part in (cos, sin, q, k, v))
     _turn(rows, heads, kv_heads, head_dim, *product.pointers, *places)
+    return q, k, v
+
+
+def activate_wide(x: torch.Tensor, activation: str, *, gated: bool) -> torch.Tensor:
+    """`activate`, from bfloat16 to bfloat16: x [M, N] -> [M, N], gated [M, N / 2]."""
+    rows, columns = x.shape
+    width = columns // 2 if gated else columns
+    out = x.new_empty(rows, width)
+    kind = ACTIVATIONS.index(_ALIASES.get(activation, activation))
+    _activate_wide(rows, width, int(gated), kind, x.data_ptr(), out.data_ptr())
+    return out
+
+
+def turn_wide(
+    x: torch.Tensor, heads: int, kv_heads: int, head_dim: int, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`turn`, of queries, keys and values in bfloat16: x [T, (heads + 2 kv_heads) head_dim]."""
+    rows = x.shape[0]
+    q = x.new_empty(rows, heads, head_dim)
+    k = x.new_empty(rows, kv_heads, head_dim)
+    v = torch.empty_like(k)
+    _turn_wide(rows, heads, kv_heads, head_dim, *(part.data_ptr() for part in (x, cos, sin, q, k, v)))
     return q, k, v
 
 
@@ -332,3 +356,45 @@ def _turn_head(x, cos, sin, out, half):
         left, right = x[column], x[half + column]
         out[column] = narrow(left * cos[column] - right * sin[column])
         out[half + column] = narrow(right * cos[column] + left * sin[column])
+
+
+@kernel
+def _activate_wide(place):
+    a = carray(place, 6, np.int64)
+    rows, width, gated, kind = a[0], a[1], a[2], a[3]
+    x = carray(address(a[4]), (rows, 2 * width if gated else width), np.uint16)
+    out = carray(address(a[5]), (rows, width), np.uint16)
+    row = np.empty(width, np.float32)
+    first, last = share(rows)
+    for m in range(first, last):
+        for column in range(width):
+            row[column] = wide(x[m, column])
+        _activate_row(row, kind, width)
+        if gated:
+            for column in range(width):
+                row[column] *= wide(x[m, width + column])
+        for column in range(width):
+            out[m, column] = narrow(row[column])
+
+
+@kernel
+def _turn_wide(place):
+    a = carray(place, 10, np.int64)
+    rows, heads, kv_heads, width = a[0], a[1], a[2], a[3]
+    half = width // 2
+    x = carray(address(a[4]), (rows, heads + 2 * kv_heads, width), np.uint16)
+    cos = carray(address(a[5]), (rows, half), np.float32)
+    sin = carray(address(a[6]), (rows, half), np.float32)
+    q = carray(address(a[7]), (rows, heads, width), np.uint16)
+    k = carray(address(a[8]), (rows, kv_heads, width), np.uint16)
+    v = carray(address(a[9]), (rows, kv_heads, width), np.uint16)
+    row = np.empty(width, np.float32)
+    first, last = share(rows)
+    for m in range(first, last):
+        for head in range(heads + kv_heads):
+            for column in range(width):
+                row[column] = wide(x[m, head, column])
+            _turn_head(row, cos[m], sin[m], q[m, head] if head < heads else k[m, head - heads], half)
+        for head in range(kv_heads):
+            for column in range(width):
+                v[m, head, column] = x[m, heads + kv_heads + head, column]

@@ -116,6 +116,30 @@ def test_queries_and_keys_are_turned_and_values_are_not(product: tuple[Product, 
     )
 
 
+@pytest.mark.parametrize("name", rows.ACTIVATIONS)
+def test_activations_go_from_bfloat16_to_bfloat16_too(name: str) -> None:
+    x = torch.randn(ROWS, COLUMNS).bfloat16() * 4
+    torch.testing.assert_close(
+        rows.activate_wide(x, name, gated=False).float(), activation(name)(x.float()), rtol=1e-2, atol=1e-3
+    )
+    left, right = x.float().chunk(2, dim=1)
+    torch.testing.assert_close(
+        rows.activate_wide(x, name, gated=True).float(), activation(name)(left) * right, rtol=1e-2, atol=1e-3
+    )
+
+
+def test_bfloat16_queries_and_keys_are_turned_and_values_are_not() -> None:
+    x = torch.randn(ROWS, COLUMNS).bfloat16()
+    angles = torch.rand(ROWS, 16) * 6
+    q, k, v = rows.turn_wide(x, 4, 1, 32, angles.cos(), angles.sin())
+    both = torch.cat([angles, angles], dim=1)[:, None]
+    parts = x.float().view(ROWS, 6, 32)
+    torch.testing.assert_close(
+        torch.cat([q, k], dim=1).float(), rotate(parts[:, :5], both.cos(), both.sin()), rtol=1e-2, atol=1e-2
+    )
+    assert torch.equal(v.float(), parts[:, 5:])
+
+
 def test_a_rows_result_does_not_depend_on_its_neighbours(product: tuple[Product, torch.Tensor]) -> None:
     raw, _ = product
     whole = rows.activate(raw, "silu", gated=True)
