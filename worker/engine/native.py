@@ -36,6 +36,7 @@ from worker.engine.reporter import Reporter
 from worker.engine.runner import Runner, StepResult
 from worker.engine.scheduler import Scheduler, Step
 from worker.engine.sequence import Sequence, SequenceState
+from worker.engine.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -103,19 +104,21 @@ class NativeEngine:
         return self._thread is not None and self._thread.is_alive() and not self._failed
 
     async def start(self) -> None:
-        """Allocates the KV cache and starts the thread. Requests must come from this event loop."""
+        """Allocates the KV cache, warms up, and starts the thread. Requests must come from this event loop."""
         if self._thread is not None:
             raise EngineError("the engine was started before")
         self._loop = asyncio.get_running_loop()
         cache = await asyncio.to_thread(self._make_cache)
         self._runner = Runner(self._model, cache)
+        seconds = await asyncio.to_thread(warm_up, self._model, self._runner, self._config, self._allocator.total)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         logger.info(
-            "engine ready: %d KV blocks of %d tokens, context %d",
+            "engine ready: %d KV blocks of %d tokens, context %d; warmed up in %.1f s",
             self._allocator.total,
             self._allocator.block_size,
             self.context_length,
+            seconds,
         )
 
     async def stop(self) -> None:

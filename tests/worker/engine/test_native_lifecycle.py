@@ -324,6 +324,19 @@ async def test_stopping_does_not_wait_for_a_step_that_takes_long(
         await until(lambda: not engine.healthy)
 
 
+async def test_a_model_that_cannot_compute_is_told_at_the_start(tiny: Tiny, recorder: Recorder) -> None:
+    engine = NativeEngine(tiny.model, EngineConfig(kv_cache_bytes=2**22, threads=1), recorder)
+    with (
+        failing(tiny.model.language_model, RuntimeError("no such instruction"), lambda *_: True),
+        pytest.raises(RuntimeError, match="no such instruction"),
+    ):
+        await engine.start()
+    await engine.start()
+    assert engine.healthy and free(engine)
+    assert not recorder.steps, "warming up is nobody's request"
+    await engine.stop()
+
+
 async def test_before_its_start_the_engine_takes_nothing(tiny: Tiny) -> None:
     engine = NativeEngine(tiny.model, EngineConfig(kv_cache_bytes=2**22))
     with pytest.raises(EngineFailure, match="not running"):
