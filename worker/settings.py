@@ -45,7 +45,7 @@ class WorkerSettings:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str = setting(
-        "none", "int8: weights and activations in int8, on CPUs, about twice as fast", choices=("none", "int8")
+        "none", "int8: weights and activations in int8, on CPUs: faster, less exact", choices=("none", "int8")
     )
     max_running: int = setting(32, "answers decoded at once", least=1)
     max_waiting: int = setting(256, "answers that may wait for their first step; more are answered 429", least=1)
