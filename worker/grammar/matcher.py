@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 
 import numpy as np
@@ -89,7 +89,8 @@ class AnswerMatcher:
         """Takes the token drawn at the position that was asked for last."""
         self._position += 1
         if self.failure is None and token_id not in self._vocabulary.end_token_ids:
-            self._next = self._threads.submit(lambda: self._advance(token_id))
+            before = self._next
+            self._next = self._threads.submit(lambda: self._advance(token_id, before))
 
     def fail(self, reason: str = STUCK) -> None:
         """Ends the answer; the first reason counts."""
@@ -105,7 +106,8 @@ class AnswerMatcher:
         self._position, self.failure = 0, None
         self._next = self._threads.submit(self._compute)
 
-    def _advance(self, token_id: int) -> _Mask:
+    def _advance(self, token_id: int, before: Future[_Mask]) -> _Mask:
+        wait([before])  # begun earlier, maybe on another thread: the library takes one call at a time
         if not self._matcher.consume_token(token_id):
             return plain(self._matcher.get_error())
         return self._compute()
