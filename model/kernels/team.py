@@ -12,6 +12,7 @@ that hand them over do.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,12 +24,26 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+logger = logging.getLogger(__name__)
+
+
+def _finds_folder() -> bool:
+    """Whether there is a folder to keep compiled code in: beside this file, the user's, or NUMBA_CACHE_DIR. Numba looks
+    when it decorates, and raises where it finds none, as in a read-only installation."""
+    try:
+        njit(cache=True)(_finds_folder)
+    except RuntimeError as error:
+        logger.warning("kernels are compiled anew at every start, NUMBA_CACHE_DIR names no writable folder: %s", error)
+        return False
+    return True
+
+
 # Fast arithmetic, but not at the price of NaN and infinity: a NaN must stay one, the engine looks for it.
 _OPTIONS = {
     "fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"},
     "error_model": "numpy",
     "boundscheck": False,
-    "cache": True,
+    "cache": _finds_folder(),
 }
 inlined = njit(inline="always")
 compiled = njit(nogil=True, **_OPTIONS)
