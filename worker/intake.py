@@ -89,7 +89,7 @@ class Intake:
         self._source = source
         self._limits = limits
         self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="intake")
-        self._prepared = PreparedImages(limits.cache_bytes)
+        self.prepared = PreparedImages(limits.cache_bytes)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -186,7 +186,7 @@ class Intake:
             return self._preprocessor.prepare_rgb(decode_rgb(file.data), file.digest, images=images)
 
         try:
-            return await self._prepared.get((salt, file.digest, images > 1), lambda: self._off_loop(decode))
+            return await self.prepared.get((salt, file.digest, images > 1), lambda: self._off_loop(decode))
         except ImageError as error:
             raise bad_request(str(error), param=file.param, code="invalid_image") from None
 

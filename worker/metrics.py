@@ -89,6 +89,14 @@ class WorkerMetrics:
             ("kv_cache_usage_perc", "Share of the KV cache's blocks in use, 0 to 1.", lambda: load().kv_usage),
         ):
             self._gauge(name, documentation).set_function(read)
+        for name, documentation, read in (
+            ("feature_cache_bytes", "Image features kept that no request needs now.", lambda: load().feature_bytes),
+            ("feature_cache_images", "How many images those are of.", lambda: load().feature_images),
+            ("features_held", "Images whose features running requests hold.", lambda: load().features_held),
+            ("block_checks", "Steps after which the books of blocks were checked.", lambda: load().block_checks),
+            ("block_faults", "Of those, steps after which they did not agree.", lambda: load().block_faults),
+        ):
+            self.follow(name, documentation, read)
 
     def follow(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Shows a number of ours that is read when Prometheus asks."""

@@ -24,6 +24,16 @@ class PreparedImages:
         self._under_way: dict[Key, asyncio.Task[PreparedImage]] = {}
         self.kept_bytes = 0
 
+    @property
+    def kept(self) -> int:
+        """Images that may be asked about again."""
+        return len(self._kept)
+
+    @property
+    def under_way(self) -> int:
+        """Images that are being prepared now."""
+        return len(self._under_way)
+
     async def get(self, key: Key, prepare: Callable[[], Awaitable[PreparedImage]]) -> PreparedImage:
         """The image under this name, prepared now if it has to be. Raises what `prepare` raises.
 

@@ -60,6 +60,7 @@ class WorkerSettings:
     )
     prefix_cache: bool = setting(True, "take up KV blocks whose tokens and images were computed before")
     feature_cache_bytes: int = setting(512 * MIB, "memory for image features that no running answer needs; 0: none")
+    check_blocks: bool = setting(False, "check the books of KV blocks and features after every step; an error stops it")
     threads: int | None = setting(None, "threads of torch; default: torch's choice", kind=int, least=1)
 
     max_requests: int = setting(512, "requests under way at once; more are answered 429", least=1)

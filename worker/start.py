@@ -124,12 +124,16 @@ def assemble(
     metrics.follow_load(engine.load)
     metrics.follow("requests_in_hand", "Requests that the API has let in.", lambda: gate.requests)
     metrics.follow("images_in_hand", "Images that those requests hold.", lambda: gate.images)
+    intake = Intake(files.prompter, files.preprocessor, source or ImageFetcher(settings, metrics), limits)
+    metrics.follow("image_cache_bytes", "Decoded images that are kept.", lambda: intake.prepared.kept_bytes)
+    metrics.follow("image_cache_images", "How many images those are.", lambda: intake.prepared.kept)
+    metrics.follow("images_in_preparation", "Images being decoded now.", lambda: intake.prepared.under_way)
     tokens = TokenBytes(files.prompter.tokenizer)
     keys = {*settings.api_keys, *([settings.worker_secret] if settings.worker_secret else [])}
     return Service(
         card=model_card(files.config, name, version, engine.context_length, settings.max_images),
         engine=engine,
-        intake=Intake(files.prompter, files.preprocessor, source or ImageFetcher(settings, metrics), limits),
+        intake=intake,
         tokens=tokens,
         sampler=Sampler(files.config.text.vocab_size, files.prompter.stop_token_ids),
         grammars=_grammars(settings, files, tokens, metrics),
@@ -194,6 +198,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         context_length=settings.context_length,
         prefix_cache=settings.prefix_cache,
         feature_cache_bytes=settings.feature_cache_bytes,
+        check_blocks=settings.check_blocks,
         threads=settings.threads,
     )
 

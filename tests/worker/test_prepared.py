@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -85,3 +86,21 @@ async def test_salts_and_layouts_keep_images_apart(kitchen: Kitchen) -> None:
     for salt, several in (("", False), ("tenant", False), ("", True), ("", False)):
         await kitchen.get(images, "a", salt, several)
     assert len(kitchen.made) == 3
+
+
+def gauges(text: str) -> dict[str, float]:
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("tephra:"))
+    return {name.partition("{")[0].removeprefix("tephra:"): float(value) for name, value in pairs}
+
+
+async def test_what_is_kept_is_told_in_the_metrics(stage: Any, props: Any) -> None:
+    worker = await stage(image_cache_bytes=2**20)
+    shown = gauges((await worker.client.get("/metrics")).text)
+    assert (shown["image_cache_bytes"], shown["image_cache_images"], shown["images_in_preparation"]) == (0, 0, 0)
+    for color in ("teal", "red", "teal"):
+        await worker.chat([{"type": "text", "text": "?"}, props.picture_part(color=color)])
+    shown = gauges((await worker.client.get("/metrics")).text)
+    assert shown["image_cache_images"] == 2
+    assert 0 < shown["image_cache_bytes"] <= 2**20
+    assert shown["images_in_preparation"] == 0
+    assert (shown["feature_cache_bytes"], shown["feature_cache_images"], shown["features_held"]) == (0, 0, 0)

@@ -116,6 +116,22 @@ class BlockAllocator:
         """How many of these blocks nobody holds: sharing them takes so many off `free`."""
         return sum(not self._references[block] for block in blocks)
 
+    def faults(self) -> list[str]:
+        """What does not agree within the books; empty unless there is an error in this file."""
+        found = []
+        for block, references in enumerate(self._references):
+            if references < 0 or (references > 0) == (block in self._free):
+                found.append(f"block {block} has {references} references and is {self._standing(block)}")
+        if len(self._free) + self.used != self.total or any(not 0 <= block < self.total for block in self._free):
+            found.append(f"{len(self._free)} blocks are free and {self.used} in use, of {self.total}")
+        named = {block: name for block, name in enumerate(self._names) if name is not None}
+        if {name: block for block, name in named.items()} != self._named or len(named) != len(self._named):
+            found.append(f"{len(named)} blocks have names, {len(self._named)} names have blocks")
+        return found
+
+    def _standing(self, block: int) -> str:
+        return "free" if block in self._free else "in use"
+
     def _forget(self, block: int) -> None:
         name = self._names[block]
         if name is not None:

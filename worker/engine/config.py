@@ -18,6 +18,7 @@ class EngineConfig:
     context_length: int | None = None  # tokens; None: the checkpoint's
     prefix_cache: bool = True  # take up KV blocks whose tokens and images were computed before
     feature_cache_bytes: int = 512 * 2**20  # of image features that no running answer needs; 0 keeps none
+    check_blocks: bool = False  # hold the books of blocks and features after every step, for tests and soaks
     threads: int | None = None  # of torch, inside the engine; None: torch's own choice
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ class FeatureCache:
     """`budget` bytes may be kept for images that no sequence holds; 0 keeps none. One thread's alone."""
 
     def __init__(self, budget: int) -> None:
-        self._budget = budget
+        self.budget = budget
         self._entries: dict[tuple[str, str], ImageFeatures] = {}
         self._kept: OrderedDict[tuple[str, str], ImageFeatures] = OrderedDict()  # complete, and held by nobody
         self.kept_bytes = 0
@@ -59,6 +59,10 @@ class FeatureCache:
     def kept(self) -> int:
         """Images that nobody holds."""
         return len(self._kept)
+
+    def held(self) -> list[ImageFeatures]:
+        """What is not kept for nobody: features that sequences hold, complete or on their way."""
+        return [features for key, features in self._entries.items() if key not in self._kept]
 
     def acquire(self, image: PreparedImage, salt: str) -> tuple[ImageFeatures, bool]:
         """The image's features, to be released again; and whether somebody had asked for them before."""
@@ -79,12 +83,12 @@ class FeatureCache:
         features.holders -= 1
         if features.holders or self._entries.get(features.key) is not features:
             return
-        if features.merged is None or features.bytes > self._budget:
+        if features.merged is None or features.bytes > self.budget:
             del self._entries[features.key]
             return
         self._kept[features.key] = features
         self.kept_bytes += features.bytes
-        while self.kept_bytes > self._budget:
+        while self.kept_bytes > self.budget:
             key, oldest = self._kept.popitem(last=False)
             self.kept_bytes -= oldest.bytes
             del self._entries[key]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from model.llava import LlavaModel
+from worker.engine.accounts import Accounts
 from worker.engine.admission import check_request
 from worker.engine.blocks import BlockAllocator
 from worker.engine.config import EngineConfig
@@ -80,6 +81,7 @@ class NativeEngine:
         )
         self._features = FeatureCache(self._config.feature_cache_bytes)
         self._scheduler = Scheduler(self._config, self._allocator, self._features)
+        self._accounts = Accounts(self._scheduler, self._allocator, self._features)
         self._context_length = min(text.context_length, self._config.context_length or text.context_length)
         self._runner: Runner | None = None
         self._thread: threading.Thread | None = None
@@ -164,6 +166,11 @@ class NativeEngine:
             outstanding_tokens=load.outstanding_tokens + sum(sequence.remaining for sequence in arrivals),
             kv_usage=load.kv_usage,
             kv_tokens=load.kv_tokens,
+            feature_images=self._features.kept,
+            feature_bytes=self._features.kept_bytes,
+            features_held=len(self._features) - self._features.kept,
+            block_checks=self._accounts.checks,
+            block_faults=self._accounts.faults,
         )
 
     def _make_cache(self) -> KvCache:
@@ -232,6 +239,8 @@ class NativeEngine:
             with torch.inference_mode():
                 while self._take_inbox():
                     self._deliver(self._step())
+                    if self._config.check_blocks:
+                        self._accounts.check()
             self._abort_all()
         except BaseException:
             logger.exception("the engine's thread died")

@@ -63,7 +63,11 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """One answer to make. Each image stands in `token_ids` as a run of `layout.tokens` image token ids."""
+    """One answer to make. Each image stands in `token_ids` as a run of `layout.tokens` image token ids.
+
+    An answer that was begun elsewhere goes on behind the tokens in `answer`: they count for limits, penalties and the
+    draws' positions as if they had been drawn here, and are not yielded again. Its constraint has taken them already.
+    """
 
     id: str
     token_ids: tuple[int, ...]
@@ -71,6 +75,7 @@ class EngineRequest:
     sampling: SamplingParams
     cache_salt: str = ""  # only requests of the same salt share what the caches hold
     constraint: Constraint | None = None  # of this answer alone
+    answer: tuple[int, ...] = ()  # fewer than max_tokens, and none that ends it
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,11 @@ class EngineLoad:
     outstanding_tokens: int  # prompt tokens yet to compute + answer tokens yet to draw, running and waiting
     kv_usage: float  # 0..1 of the KV blocks
     kv_tokens: int  # capacity of the KV cache in tokens
+    feature_images: int = 0  # kept in the vision-feature cache, needed by nobody now
+    feature_bytes: int = 0  # of those
+    features_held: int = 0  # images whose features running requests hold
+    block_checks: int = 0  # steps after which the books of blocks and features were checked
+    block_faults: int = 0  # of those, steps after which they did not agree
 
 
 class EngineError(Exception):
