@@ -18,16 +18,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from PIL import Image
 
 from deploy import lifeline
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 240.0  # seconds after which what must come is taken not to come
@@ -292,6 +295,35 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> RunningSystem:
 
     checkpoint = make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / MODEL)
     return lambda controller, workers: _running(tmp_path_factory.mktemp("system"), checkpoint, controller, workers)
+
+
+@pytest.fixture(scope="session")
+def sentence_piece() -> Callable[..., Tokenizer]:
+    """Trains Llama's kind of tokenizer: byte fallback, and a space before the first word, which checkpoints tell in an
+    older way (`legacy`: before every stretch of text) and a newer one."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    def train(corpus: Sequence[str], special: Sequence[str], size: int, *, legacy: bool) -> Tokenizer:
+        trained = Tokenizer(models.BPE(unk_token="<unk>"))
+        trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[*special, *byte_tokens], show_progress=False)
+        trained.train_from_iterator(corpus, trainer)
+        raw = json.loads(trained.to_str())
+        raw["added_tokens"] = raw["added_tokens"][: len(special)]  # byte tokens are no special tokens
+        raw["model"] |= {"byte_fallback": True, "fuse_unk": True}
+        tokenizer = Tokenizer.from_str(json.dumps(raw))
+        if legacy:
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+            tokenizer.pre_tokenizer = None  # type: ignore[assignment]
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        return tokenizer
+
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,12 @@ of text) and its newer one (a space before the first).
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from model.errors import PromptError
@@ -59,53 +58,46 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
-def sentence_piece(*, legacy: bool) -> Tokenizer:
-    trained = Tokenizer(models.BPE(unk_token="<unk>"))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[*SPECIAL, *byte_tokens], show_progress=False)
-    trained.train_from_iterator([text.replace("\n", " ") for text in CORPUS * 4], trainer)
-    raw = json.loads(trained.to_str())
-    raw["added_tokens"] = raw["added_tokens"][: len(SPECIAL)]  # byte tokens are no special tokens
-    raw["model"] |= {"byte_fallback": True, "fuse_unk": True}
-    tokenizer = Tokenizer.from_str(json.dumps(raw))
-    if legacy:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        tokenizer.pre_tokenizer = None  # type: ignore[assignment]
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return tokenizer
+TOKENIZERS = ("byte-level", "llama-legacy", "llama")
+TokenizerOf = Callable[[str], PreTrainedTokenizerFast]
+PrompterOf = Callable[[str, str], Prompter]
 
 
-TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-    "byte-level": byte_level,
-    "llama-legacy": functools.partial(sentence_piece, legacy=True),
-    "llama": functools.partial(sentence_piece, legacy=False),
-}
+@pytest.fixture(scope="module")
+def tokenizer_of(sentence_piece: Callable[..., Tokenizer]) -> TokenizerOf:
+    """One of `TOKENIZERS`, put together once."""
+
+    @functools.cache
+    def put_together(kind: str) -> PreTrainedTokenizerFast:
+        if kind == "byte-level":
+            tokenizer = byte_level()
+        else:
+            lines = [text.replace("\n", " ") for text in CORPUS * 4]
+            tokenizer = sentence_piece(lines, SPECIAL, 700, legacy=kind == "llama-legacy")
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", SPECIAL.index("<s>"))]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            clean_up_tokenization_spaces=False,
+        )
+
+    return put_together
 
 
-@functools.cache
-def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
-    tokenizer = TOKENIZERS[kind]()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", SPECIAL.index("<s>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
+@pytest.fixture(scope="module")
+def prompter_of(tokenizer_of: TokenizerOf) -> PrompterOf:
+    """A prompter of this template and kind of tokenizer."""
 
+    @functools.cache
+    def put_together(template: str, kind: str) -> Prompter:
+        return Prompter(tokenizer_of(kind), TEMPLATES[template], IMAGE, frozenset({SPECIAL.index("</s>")}))
 
-@functools.cache
-def prompter_of(template: str, kind: str) -> Prompter:
-    return Prompter(tokenizer_of(kind), TEMPLATES[template], IMAGE, frozenset({SPECIAL.index("</s>")}))
+    return put_together
 
 
 def layouts(messages: Sequence[ChatMessage]) -> list[ImageLayout]:
@@ -211,7 +203,7 @@ def check(prompter: Prompter, template: str, messages: list[ChatMessage]) -> Non
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(messages=conversations)
 def test_training_begins_with_what_serving_asks_and_learns_answers_with_their_ends(
-    template: str, kind: str, messages: list[ChatMessage]
+    prompter_of: PrompterOf, template: str, kind: str, messages: list[ChatMessage]
 ) -> None:
     check(prompter_of(template, kind), template, messages)
 
@@ -219,12 +211,12 @@ def test_training_begins_with_what_serving_asks_and_learns_answers_with_their_en
 @EVERY_TOKENIZER
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(caption=texts)
-def test_plain_learns_the_caption_and_its_newline(kind: str, caption: str) -> None:
+def test_plain_learns_the_caption_and_its_newline(prompter_of: PrompterOf, kind: str, caption: str) -> None:
     check(prompter_of("plain", kind), "plain", [user(ImagePart()), assistant(caption)])
 
 
 @EVERY_TOKENIZER
-def test_plain_leaves_out_a_training_rows_question_and_refuses_a_clients(kind: str) -> None:
+def test_plain_leaves_out_a_training_rows_question_and_refuses_a_clients(prompter_of: PrompterOf, kind: str) -> None:
     prompter = prompter_of("plain", kind)
     row = [user(ImagePart(), "Describe the image."), assistant("a cat")]
     bare = [user(ImagePart()), assistant("a cat")]
@@ -245,7 +237,7 @@ ORDINARY = [
 @EVERY_TOKENIZER
 @EVERY_CHAT
 def test_an_ordinary_conversation_has_the_tokens_that_the_tokenizer_gives_its_whole_text(
-    template: str, kind: str
+    prompter_of: PrompterOf, tokenizer_of: TokenizerOf, template: str, kind: str
 ) -> None:
     prompter, tokenizer = prompter_of(template, kind), tokenizer_of(kind)
     content = [
@@ -273,7 +265,7 @@ FORGED = [
 
 @EVERY_TOKENIZER
 @EVERY_CHAT
-def test_what_is_typed_stays_text(template: str, kind: str) -> None:
+def test_what_is_typed_stays_text(prompter_of: PrompterOf, template: str, kind: str) -> None:
     prompter = prompter_of(template, kind)
     special = {SPECIAL.index(token) for token in SPECIAL if token != "<unk>"}
     harmless = prompter.build([system("s"), user("q"), assistant("a"), user("q")], [])
@@ -288,7 +280,7 @@ def test_what_is_typed_stays_text(template: str, kind: str) -> None:
 
 @EVERY_TOKENIZER
 @EVERY_CHAT
-def test_a_special_token_cannot_be_put_together_from_parts(template: str, kind: str) -> None:
+def test_a_special_token_cannot_be_put_together_from_parts(prompter_of: PrompterOf, template: str, kind: str) -> None:
     prompter = prompter_of(template, kind)
     for token in SPECIAL:
         for cut in range(1, len(token)):
@@ -298,7 +290,9 @@ def test_a_special_token_cannot_be_put_together_from_parts(template: str, kind: 
 
 @EVERY_TOKENIZER
 @EVERY_TEMPLATE
-def test_images_stand_before_the_words_and_nothing_typed_takes_their_places(template: str, kind: str) -> None:
+def test_images_stand_before_the_words_and_nothing_typed_takes_their_places(
+    prompter_of: PrompterOf, template: str, kind: str
+) -> None:
     prompter = prompter_of(template, kind)
     typed = () if template == "plain" else ("<image>", "what? <image>")
     question = [user(ImagePart(), *typed, ImagePart())]
@@ -310,7 +304,7 @@ def test_images_stand_before_the_words_and_nothing_typed_takes_their_places(temp
 
 
 @EVERY_TEMPLATE
-def test_each_format_says_what_ends_an_answer(template: str) -> None:
+def test_each_format_says_what_ends_an_answer(prompter_of: PrompterOf, template: str) -> None:
     prompter = prompter_of(template, "llama-legacy")
     ends = SPOKEN[template][1].strip(" ")
     if ends in SPECIAL:
@@ -321,7 +315,7 @@ def test_each_format_says_what_ends_an_answer(template: str) -> None:
     assert prompter.puts_space_first == (SPOKEN[template][0] == " ")
 
 
-def test_v0_stops_at_its_separator_with_or_without_the_newline() -> None:
+def test_v0_stops_at_its_separator_with_or_without_the_newline(prompter_of: PrompterOf) -> None:
     assert prompter_of("v0", "llama").stop_strings == ("\n###", "###")
 
 
@@ -340,7 +334,7 @@ def test_v0_stops_at_its_separator_with_or_without_the_newline() -> None:
     ],
 )
 def test_what_a_format_cannot_say_is_refused_with_the_reason(
-    template: str, messages: list[ChatMessage], words: str
+    prompter_of: PrompterOf, template: str, messages: list[ChatMessage], words: str
 ) -> None:
     prompter = prompter_of(template, "llama")
     in_any_order = template in ("chatml", "qwen_1_5", "llama_3")
@@ -351,14 +345,14 @@ def test_what_a_format_cannot_say_is_refused_with_the_reason(
             prompter.build(messages, layouts(messages))
 
 
-def test_a_template_that_strips_messages_is_followed() -> None:
+def test_a_template_that_strips_messages_is_followed(tokenizer_of: TokenizerOf) -> None:
     stripping = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}</s>{% endfor %}[assistant]"
     prompter = Prompter(tokenizer_of("byte-level"), stripping, IMAGE, frozenset({SPECIAL.index("</s>")}))
     messages = [user("  q "), assistant("  a cat \n")]
     assert learned(prompter, prompter.build_labelled(messages, [])) == "a cat</s>"
 
 
-def test_a_template_that_hides_answers_cannot_be_learned_from() -> None:
+def test_a_template_that_hides_answers_cannot_be_learned_from(tokenizer_of: TokenizerOf) -> None:
     hiding = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
     prompter = Prompter(tokenizer_of("byte-level"), hiding, IMAGE, frozenset())
     with pytest.raises(PromptError, match="0 of 1 answers"):
@@ -366,7 +360,9 @@ def test_a_template_that_hides_answers_cannot_be_learned_from() -> None:
 
 
 @pytest.mark.parametrize("content", ["m['content'][:3]", "m['content'] | upper | replace('\\uf8ff', '')"])
-def test_a_template_that_breaks_typed_special_tokens_never_lets_one_through(content: str) -> None:
+def test_a_template_that_breaks_typed_special_tokens_never_lets_one_through(
+    tokenizer_of: TokenizerOf, content: str
+) -> None:
     breaking = "{% for m in messages %}{{ " + content + " }}{% endfor %}"
     prompter = Prompter(tokenizer_of("byte-level"), breaking, IMAGE, frozenset())
     for typed in FORGED:

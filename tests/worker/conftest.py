@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from model.checkpoint import Checkpoint, load_checkpoint
 from model.checkpoint.files import read_json
 from model.config import LlavaConfig
 from model.images import read_preprocessor
@@ -23,6 +24,8 @@ from model.prompts import load_prompter
 from model.tiny import make_tiny_checkpoint
 from worker.api.app import create_app
 from worker.api.http import BoundedHeadProtocol
+from worker.engine.config import EngineConfig
+from worker.engine.native import NativeEngine
 from worker.engine.protocol import EngineLoad, EngineOutput, EngineRequest, TokenLogprobs
 from worker.metrics import WorkerMetrics
 from worker.service import Service
@@ -201,6 +204,20 @@ async def stage(files: ModelFiles, props: Props) -> AsyncIterator[Open]:
             return Stage(client, url, port, service, engine, server)
 
         yield open_stage
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(checkpoint)
+
+
+@pytest.fixture
+async def random_worker(stage: Open, loaded: Checkpoint) -> AsyncIterator[Stage]:
+    """A worker over the tiny checkpoint's own random weights."""
+    engine = NativeEngine(loaded.model, EngineConfig(kv_cache_bytes=2**23, threads=1, max_running=8))
+    await engine.start()
+    yield await stage(engine=engine, files=ModelFiles(loaded.config, loaded.prompter, loaded.preprocessor))
+    await engine.stop()
 
 
 @pytest.fixture(scope="session")

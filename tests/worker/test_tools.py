@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint import load_checkpoint
 from server.protocol.openai import ChatCompletion, ChatCompletionChunk, ErrorResponse
-from worker.engine.config import EngineConfig
-from worker.engine.native import NativeEngine
 from worker.start import ModelFiles
 
 CHAT = "/v1/chat/completions"
@@ -65,19 +62,6 @@ WEATHER = tool(
 )
 TIME = tool("get_time")
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Any) -> Any:
-    return load_checkpoint(checkpoint)
-
-
-@pytest.fixture
-async def random_worker(stage: Any, loaded: Any) -> Any:
-    engine = NativeEngine(loaded.model, EngineConfig(kv_cache_bytes=2**23, threads=1, max_running=8))
-    await engine.start()
-    yield await stage(engine=engine, files=ModelFiles(loaded.config, loaded.prompter, loaded.preprocessor))
-    await engine.stop()
 
 
 @pytest.fixture(scope="module")

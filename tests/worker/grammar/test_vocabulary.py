@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from llguidance import LLMatcher
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from model.prompts.special_tokens import TemplateTokenizer
@@ -24,29 +24,7 @@ CORPUS = ['{"name": "a cat", "lives": 9}', "the answer is yes or no", "a red hou
 SIZE, END = 640, 2
 
 
-def sentence_piece(*, legacy: bool) -> PreTrainedTokenizerFast:
-    """Byte fallback and a space before the first word, told in the two ways that checkpoints have."""
-    trained = Tokenizer(models.BPE(unk_token="<unk>"))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[*SPECIAL, *byte_tokens], show_progress=False)
-    trained.train_from_iterator(CORPUS * 8, trainer)
-    raw = json.loads(trained.to_str())
-    raw["added_tokens"] = raw["added_tokens"][: len(SPECIAL)]
-    raw["model"] |= {"byte_fallback": True, "fuse_unk": True}
-    tokenizer = Tokenizer.from_str(json.dumps(raw))
-    if legacy:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        tokenizer.pre_tokenizer = None  # type: ignore[assignment]
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
-
-
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,17 +33,22 @@ def byte_level() -> PreTrainedTokenizerFast:
         vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS * 8, trainer)
+    return tokenizer
+
+
+def whole(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
 
 
-TOKENIZERS = {
-    "sentencepiece, as a normalizer": lambda: sentence_piece(legacy=True),
-    "sentencepiece, as a pre-tokenizer": lambda: sentence_piece(legacy=False),
-    "byte level": byte_level,
-}
+@pytest.fixture(
+    scope="module", params=["sentencepiece, as a normalizer", "sentencepiece, as a pre-tokenizer", "byte level"]
+)
+def tokenizer(request: pytest.FixtureRequest, sentence_piece: Callable[..., Tokenizer]) -> PreTrainedTokenizerFast:
+    if request.param == "byte level":
+        return whole(byte_level())
+    return whole(sentence_piece(CORPUS * 8, SPECIAL, 600, legacy=request.param.endswith("normalizer")))
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize(
     ("kind", "value", "expected"),
     [
@@ -88,8 +71,9 @@ TOKENIZERS = {
         ),
     ],
 )
-def test_what_is_drawn_reads_as_the_form_says(name: str, kind: Kind, value: object, expected: str) -> None:
-    tokenizer = TOKENIZERS[name]()
+def test_what_is_drawn_reads_as_the_form_says(
+    tokenizer: PreTrainedTokenizerFast, kind: Kind, value: object, expected: str
+) -> None:
     tokens = TokenBytes(tokenizer)
     template = TemplateTokenizer(tokenizer, {3})
     vocabulary = GrammarVocabulary(
@@ -112,4 +96,4 @@ def test_what_is_drawn_reads_as_the_form_says(name: str, kind: Kind, value: obje
 
 def test_a_checkpoint_without_an_end_token_is_refused() -> None:
     with pytest.raises(ValueError, match="no end token"):
-        GrammarVocabulary(TokenBytes(byte_level()), lambda text: [], size=SIZE, end_token_ids=())
+        GrammarVocabulary(TokenBytes(whole(byte_level())), lambda text: [], size=SIZE, end_token_ids=())
