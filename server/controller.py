@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from server.admission import Room
 from server.auth import AdminAuth, ClientAuth, WorkerAuth
+from server.health.rules import HealthRules
 from server.media.fetch import ImageFetcher, Resolve, resolve_by_system
 from server.media.images import ImageResolver
 from server.metrics import Metrics
@@ -34,7 +35,7 @@ class Controller:
         self.settings = settings
         self.metrics = Metrics()
         self.stats = Stats()
-        self.table = WorkerTable(self.metrics)
+        self.table = WorkerTable(self.metrics, HealthRules.from_settings(settings))
         try:
             self.store = RegistryStore(settings.redis_url, settings.lease_seconds)
         except ValueError as error:

@@ -41,7 +41,7 @@ class Metrics:
         )
 
     def forget_worker(self, worker_id: str) -> None:
-        for outcome in ("ok", "refused", "failed", "abandoned"):
+        for outcome in ("ok", "refused", "failed", "unreachable", "abandoned"):
             self.worker_requests.remove(worker_id, outcome)
 
     def exposition(self) -> bytes:

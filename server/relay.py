@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 
 import aiohttp
 import msgspec
 
+from server.health.worker import Outcome
 from server.logs import log
 from server.metrics import Metrics
 from server.protocol.errors import ApiError, unavailable
@@ -46,10 +48,9 @@ class Call:
 class _Failed(Exception):
     """An attempt that ended before anything went to the client."""
 
-    def __init__(self, reason: str, *, unreachable: bool = False, may_repeat_here: bool = False) -> None:
+    def __init__(self, reason: str, *, may_repeat_here: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.unreachable = unreachable
         self.may_repeat_here = may_repeat_here
         self.answer: _Answer | None = None  # what to pass on if nobody else can answer
 
@@ -119,12 +120,10 @@ class Relay:
                 raise
             record.worker = worker.id
             try:
-                with worker.assigned(call.work.tokens):
+                with worker.assigned(call.work):
                     return await self._attempt(worker, call, reply, record)
             except _Failed as failed:
                 last = failed
-            if last.unreachable:
-                worker.put_aside(self._settings.set_aside_seconds)
             if not last.may_repeat_here or worker.id in repeated_here:
                 tried.add(worker.id)
             repeated_here.add(worker.id)
@@ -138,8 +137,10 @@ class Relay:
 
     async def _attempt(self, worker: Worker, call: Call, reply: Reply, record: RequestRecord) -> None:
         """One worker. Raises _Failed while nothing was sent to the client; later ApiError."""
-        outcome = "failed"
+        outcome: Outcome = "failed"
         response: aiohttp.ClientResponse | None = None
+        stream: _Stream | None = None
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(self._settings.answer_seconds) as clock:
                 with worker.awaited(clock):
@@ -152,19 +153,30 @@ class Relay:
                         if not first:
                             raise _Failed("disconnected", may_repeat_here=True)
                     else:
-                        stream, answer = None, await self._whole(response)
+                        answer = await self._whole(response)
                 if stream is None:
                     clock.reschedule(asyncio.get_running_loop().time() + self._settings.send_seconds)
                     await self._send_whole(answer, reply, record)
                 else:
+                    worker.health.record("ok", time.perf_counter() - began)
                     await self._pass_on(stream, first, clock, reply, record)
-            outcome = "ok" if reply.status < 400 else "refused"
+            outcome = "ok" if reply.status < 400 else "refused" if reply.status < 500 else "failed"
         except asyncio.CancelledError:
             outcome = "abandoned"
             raise
+        except ApiError:
+            outcome = "refused"
+            raise
         except (aiohttp.ClientError, OSError, FrameTooLong) as error:
-            raise self._explain(error, worker, reply) from error
+            explained = self._explain(error, worker, reply)
+            if isinstance(explained, ClientLeft):
+                outcome = "abandoned"
+            elif isinstance(explained, _Failed) and explained.reason == "connect":
+                outcome = "unreachable"
+            raise explained from error
         finally:
+            if stream is None or outcome != "ok":
+                worker.health.record(outcome)
             if response is not None:
                 response.close()  # harmless once all was read; else it tells the worker to stop
             if not worker.gone:
@@ -187,15 +199,15 @@ class Relay:
                 502, f"The worker {what} before the answer was complete.", type="server_error", code="stream_broken"
             )
         if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-            return _Failed("connect", unreachable=True)
+            return _Failed("connect")
         if isinstance(error, TimeoutError):
-            return _Failed("lease_lost" if worker.lost else "timeout", unreachable=True)
+            return _Failed("lease_lost" if worker.lost else "timeout")
         if isinstance(error, aiohttp.ClientPayloadError):
-            return _Failed("disconnected", unreachable=True)
+            return _Failed("disconnected")
         if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)):
             # Perhaps only an idle connection that closed under us, so the same worker may be asked once more.
-            return _Failed("disconnected", unreachable=True, may_repeat_here=True)
-        return _Failed("bad_answer", unreachable=True)
+            return _Failed("disconnected", may_repeat_here=True)
+        return _Failed("bad_answer")
 
     async def _whole(self, response: aiohttp.ClientResponse) -> _Answer:
         """Reads an answer that is no stream. Raises _Failed for one that no client should see."""
@@ -209,7 +221,7 @@ class Relay:
         status = response.status
         if status in (401, 403):
             log(logging.ERROR, "a worker refused the controller's secret", status=status)
-            raise _Failed("secret_refused", unreachable=True)
+            raise _Failed("secret_refused")
         if status == 200 and response.content_type == "application/json":
             return answer
         if 400 <= status < 600 and _error_code(answer.body):

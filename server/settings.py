@@ -55,7 +55,12 @@ class Settings:
     send_seconds: float = setting(60.0, "most time for a slow client to take one part of an answer")
     max_answer_bytes: int = setting(64 * MIB, "largest answer that is not streamed")
     retries: int = setting(2, "further workers tried before the first byte of an answer")
-    set_aside_seconds: float = setting(5.0, "how long a worker that could not be reached is passed over")
+    breaker_failures: int = setting(3, "failed attempts in a row after which a worker gets no requests", least=1)
+    breaker_failure_rate: float = setting(0.5, "share of a worker's attempts that may fail, 0 to 1")
+    breaker_window_seconds: float = setting(30.0, "time over which a worker's failures and speed are judged")
+    breaker_open_seconds: float = setting(5.0, "how long a failing worker gets none; doubled while probes fail")
+    ejected_share: float = setting(0.34, "most share of a model's workers set aside as outliers; 0: none")
+    slow_start_seconds: float = setting(10.0, "until a worker that joined or recovered gets its full share; 0: at once")
     shutdown_seconds: float = setting(3.0, "most time to finish answers after SIGTERM")
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """/admin/*: what the dashboard shows, read only. Behind the admin key; without one, for callers on this machine alone
 (`server.auth.AdminAuth`).
 
-    GET /admin/workers  {"workers": [{id, url, model, version, engine, device, state, healthy, set_aside, in_flight,
+    GET /admin/workers  {"workers": [{id, url, model, version, engine, device, state, healthy, breaker, in_flight,
                          outstanding_tokens, max_running, running, waiting, kv_usage, kv_tokens, context_length,
                          started_at, heard_at}]}
     GET /admin/stats    {"time", "registry", "running", "waiting", "in_flight", "workers": {total, healthy},
@@ -52,7 +52,7 @@ def _described(worker: Worker) -> dict[str, Any]:
     if not worker.healthy:
         state = "unhealthy"
     else:
-        state = "set aside" if worker.set_aside else "ready"
+        state = "ready" if worker.health.admits else worker.health.breaker
     return {
         "id": worker.id,
         "url": worker.url,
@@ -63,7 +63,7 @@ def _described(worker: Worker) -> dict[str, Any]:
         "device": registration.device,
         "state": state,
         "healthy": worker.healthy,
-        "set_aside": worker.set_aside,
+        "breaker": worker.health.breaker,
         "in_flight": worker.in_flight,
         "outstanding_tokens": worker.outstanding_tokens,
         "max_running": registration.max_running,

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 
 import msgspec
 
+from server.health.rules import HealthRules
+from server.health.worker import WorkerHealth
 from server.metrics import Metrics
 from server.protocol.registration import ModelCard, Registration, WorkerLoad
+from server.routing.base import Work
 
 _REMEMBERED_MODELS = 1000
 _REMEMBERED_SECONDS = 600.0
@@ -35,15 +38,16 @@ class WorkerRecord(msgspec.Struct, frozen=True):
 class Worker:
     """A member, with this controller's account of it."""
 
-    def __init__(self, record: WorkerRecord) -> None:
+    def __init__(self, record: WorkerRecord, rules: HealthRules) -> None:
         self.record = record
+        self.health = WorkerHealth(rules)
+        self._rules = rules
         self.in_flight = 0
         self.lost = False  # its lease ran out
         self.gone = False  # no member any more, for whichever reason
         self.heard_here_at = float("-inf")  # monotonic: its last heartbeat that came to this controller
         self._own_tokens = 0
         self._foreign_tokens = record.load.outstanding_tokens
-        self._aside_until = 0.0  # monotonic
         self._awaited: set[asyncio.Timeout] = set()
 
     @property
@@ -67,30 +71,24 @@ class Worker:
         """Own work by estimate, plus what the worker reported beyond it (other controllers' work)."""
         return self._own_tokens + self._foreign_tokens
 
-    @property
-    def set_aside(self) -> bool:
-        return time.monotonic() < self._aside_until
-
     def update(self, record: WorkerRecord) -> None:
         if record.heard_at != self.record.heard_at:
             self._foreign_tokens = max(0, record.load.outstanding_tokens - self._own_tokens)
         if record.registration.started_at != self.record.registration.started_at:
-            self._aside_until = 0.0  # a new process under the old name
+            self.health = WorkerHealth(self._rules)  # a new process under the old name
         self.record = record
 
-    def put_aside(self, seconds: float) -> None:
-        self._aside_until = time.monotonic() + seconds
-
     @contextmanager
-    def assigned(self, tokens: int) -> Iterator[None]:
-        """Counts work of so many tokens as under way here."""
+    def assigned(self, work: Work) -> Iterator[None]:
+        """Counts `work` as under way here, for one attempt, of which `health.record` is to be told."""
         self.in_flight += 1
-        self._own_tokens += tokens
+        self._own_tokens += work.tokens
         try:
-            yield
+            with self.health.attempt():
+                yield
         finally:
             self.in_flight -= 1
-            self._own_tokens -= tokens
+            self._own_tokens -= work.tokens
 
     @contextmanager
     def awaited(self, timeout: asyncio.Timeout) -> Iterator[None]:
@@ -111,8 +109,9 @@ class Worker:
 class WorkerTable:
     """Workers by id and by model."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, rules: HealthRules) -> None:
         self._metrics = metrics
+        self._rules = rules
         self._workers: dict[str, Worker] = {}
         self._by_model: dict[str, list[Worker]] = {}
         self._seen: dict[str, float] = {}  # model -> when it last had a worker, monotonic
@@ -144,7 +143,7 @@ class WorkerTable:
     def put(self, record: WorkerRecord) -> Worker:
         worker = self._workers.get(record.id)
         if worker is None:
-            worker = self._workers[record.id] = Worker(record)
+            worker = self._workers[record.id] = Worker(record, self._rules)
             self._metrics.registrations.labels("joined").inc()
         else:
             worker.update(record)

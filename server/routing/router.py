@@ -21,10 +21,14 @@ class Router:
     def choose(self, model: str, work: Work, tried: Collection[str] = ()) -> Worker:
         """A worker not in `tried`. Raises ApiError 503 when there is none.
 
-        Workers set aside are passed over while another is left; when all are, one of them is tried all the same, since
-        the worst it can do is fail again.
+        One whose breaker is half open gets the next first attempt as its probe. When every breaker is open, all of them
+        are tried all the same, since the worst they can do is fail again.
         """
         fit = [worker for worker in self._table.serving(model) if worker.healthy and worker.id not in tried]
         if not fit:
             raise unavailable(f"No worker can answer for the model {model!r} right now; try again shortly.")
-        return self._policy.choose([worker for worker in fit if not worker.set_aside] or fit, work)
+        if not tried:
+            probed = next((worker for worker in fit if worker.health.wants_probe), None)
+            if probed is not None:
+                return probed
+        return self._policy.choose([worker for worker in fit if worker.health.admits] or fit, work)

@@ -32,7 +32,8 @@ QUICK = Settings(
     heartbeat_seconds=0.1,
     lease_seconds=10.0,
     poll_seconds=0.05,
-    set_aside_seconds=0.5,
+    breaker_open_seconds=0.5,
+    slow_start_seconds=0.0,
     connect_seconds=1.0,
     shutdown_seconds=1.0,
 )

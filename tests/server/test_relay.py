@@ -56,7 +56,7 @@ async def test_a_worker_that_refuses_connections_is_passed_over_and_the_request_
         assert (await client.chat("hi"))[0] == 200
     assert len(alive.bodies) == 6
     assert await client.metric("retries_total", reason="connect") == 1
-    assert await client.metric("worker_requests_total", worker="w1", outcome="failed") == 1
+    assert await client.metric("worker_requests_total", worker="w1", outcome="unreachable") == 1
 
 
 async def test_a_worker_that_dies_before_its_answer_loses_no_request(client, start_worker, until):
