@@ -1,56 +1,66 @@
 """Image bytes: what they claim to be, and their pixels. Pillow only; never imports torch.
 
-The header is read without decoding, so that limits are held before any memory is spent. Only formats on an allow-list
-are opened, whatever the file's name or declared type says.
+The header is read by `model.image_headers`, without decoding and without Pillow, so that limits are held before any
+memory is spent and no decoder sees what is not on the list of formats. Decoding must then find the same size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from model.errors import ImageError
+from model.image_headers import Stored, read_stored
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000  # width x height; about 190 MB once decoded
 MAX_SIDE = 32_767
-_TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+
+# What turns a stored image upright, by EXIF orientation; the last four swap width and height.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPED = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
 class ImageHeader:
     """What an image's header says; width and height as the picture is meant to be seen (EXIF orientation applied)."""
 
-    format: str
+    format: str  # PNG, JPEG, WEBP, GIF or BMP
     width: int
     height: int
 
 
 def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     """Reads format and size without decoding. Raises ImageError for unreadable, unlisted or oversized images."""
-    with _open(data) as image:
-        width, height = image.size
-        _check_size(width, height, max_pixels)
-        if _exif(image).get(ExifTags.Base.Orientation) in _TRANSPOSED:
-            width, height = height, width
-        return ImageHeader(str(image.format), width, height)
+    format, stored = _stored(data, max_pixels)
+    if stored.orientation in _SWAPPED:
+        return ImageHeader(format, stored.height, stored.width)
+    return ImageHeader(format, stored.width, stored.height)
 
 
 def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes to RGB, upright, first frame, transparency laid on white. Raises ImageError."""
-    with _open(data) as image:
-        _check_size(*image.size, max_pixels)
-        _exif(image)
-        try:
+    """Decodes to RGB with 8 bits a colour, upright, first frame, transparency laid on white. Raises ImageError."""
+    format, stored = _stored(data, max_pixels)
+    try:
+        with Image.open(io.BytesIO(data), formats=(format,)) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise ImageError(f"The image cannot be decoded: {_reason(error)}.") from error
+            _hold_size(image, stored)
+            turn = _UPRIGHT.get(stored.orientation)
+            return _to_rgb(image if turn is None else image.transpose(turn))
+    except ImageError:
+        raise
+    except Exception as error:  # whatever Pillow's readers stumble over, the file is to blame
+        raise ImageError(f"The image cannot be decoded: {_reason(error)}.") from error
 
 
 def image_digest(data: bytes, header: ImageHeader) -> str:
@@ -60,28 +70,16 @@ def image_digest(data: bytes, header: ImageHeader) -> str:
     return digest.hexdigest()
 
 
-def _open(data: bytes) -> Image.Image:
-    if not data:
-        raise ImageError("The image is empty.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size holds the limit
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"The image is too large: at most {MAX_PIXELS} pixels are accepted.") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageError(
-            "The image is broken or of a type that is not accepted: send PNG, JPEG, WebP, GIF or BMP."
-        ) from error
+def _stored(data: bytes, max_pixels: int) -> tuple[str, Stored]:
+    format, stored = read_stored(data)
+    _check_size(stored.width, stored.height, max_pixels)
+    return format, stored
 
 
-def _exif(image: Image.Image) -> Image.Exif:
-    """What the header says, kept for whoever asks the image later (`exif_transpose`).
-
-    A PNG's own `getexif` would decode every pixel in search of a chunk that stands after them. Such a chunk does not
-    count here, neither for the size that is told nor for the pixels that are made.
-    """
-    return Image.Image.getexif(image)
+def _hold_size(image: Image.Image, stored: Stored) -> None:
+    if image.size != (stored.width, stored.height):
+        found = "{}x{}".format(*image.size)
+        raise ImageError(f"The image is broken: its header says {stored.width}x{stored.height}, its pixels {found}.")
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -95,15 +93,13 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy()
     if image.mode.startswith("I;16") or image.mode == "I":
         return image.point(lambda value: value / 256).convert("L").convert("RGB")  # 16-bit greys to 8
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
 def _reason(error: Exception) -> str:
