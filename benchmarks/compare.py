@@ -8,7 +8,6 @@ anything from one point to the next.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import tempfile
 import time
@@ -29,6 +28,7 @@ from benchmarks.engines import MODEL, Engine, command, environment
 from benchmarks.machine import Machine, busy_share, our_versions, versions_of
 from benchmarks.pictures import PictureShelf
 from benchmarks.report import seconds_text
+from benchmarks.results import save
 from benchmarks.serve import check_writable, prepare_pictures
 from benchmarks.servers import OtherWork, Server, ServerFailed, free_port, running
 from benchmarks.statistics import Limits, summarise
@@ -251,11 +251,4 @@ def _shelf(asked: Compare, point: Point, console: Console) -> PictureShelf:
 
 
 def _save(asked: Compare, found: Comparison) -> None:
-    """Whole or not at all, since a run may be stopped at any time."""
-    for file, text in (
-        (asked.json, json.dumps(found.to_json(), indent=1) + "\n"),
-        (asked.markdown, markdown(found)),
-    ):
-        aside = file.with_name(f".{file.name}.part")
-        aside.write_text(text, "utf-8")
-        aside.replace(file)
+    save(found.to_json(), markdown(found), asked.json, asked.markdown)

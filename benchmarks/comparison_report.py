@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from benchmarks.comparison import COLUMNS, FIRST_NEW, FIRST_SEEN, RATIOS, Comparison, Point, Spread
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One table."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+from benchmarks.results import Rows, page, print_rows
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
     for rows in tables(found):
-        table = Table(title=rows.title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for number, name in enumerate(rows.header):
-            table.add_column(name, justify="left" if number == 0 else "right")
-        for row in rows.rows:
-            table.add_row(*map(Text, row))
-        console.print()
-        console.print(table)
+        print_rows(rows, console)
     for failure in found.failures:
         console.print(Text(f"{failure.engine}, run {failure.run + 1}: {failure.message}", style="red"), soft_wrap=True)
         for line in failure.tail:
@@ -41,7 +24,10 @@ def print_comparison(found: Comparison, console: Console) -> None:
 
 def markdown(found: Comparison) -> str:
     """A page of its own."""
-    return "\n".join([*_head(found), *_body(found)]) + "\n"
+    told = [*found.told(), *(f"{one.engine}, run {one.run + 1}: {one.message}" for one in found.failures)]
+    settings = {name: value for name, value in found.settings.items() if name != "name"}
+    title = f"{found.settings['name']}, {found.date}"
+    return page(title, found.machine, found.versions, settings, tables(found), told)
 
 
 def tables(found: Comparison) -> Iterator[Rows]:
@@ -87,39 +73,3 @@ def _known(found: Comparison, engine: str, point: Point) -> Iterator[str]:
 
 def _ratio(spread: Spread | None) -> str:
     return "-" if spread is None else spread.text("{:.2f}".format)
-
-
-def _head(found: Comparison) -> Iterator[str]:
-    yield f"# {found.settings['name']}, {found.date}"
-    yield ""
-    machine = found.machine
-    memory = f"{machine['memory'] / 2**30:.0f} GiB"
-    yield f"- machine: {machine['cpu']}, {machine['cores']} cores, {memory}, {machine['system']}"
-    yield f"- instruction sets: {_plain(machine['flags']) or 'not told'}; GPUs: {_plain(machine['gpus']) or 'none'}"
-    for name, packages in found.versions.items():
-        yield f"- {name}: " + ", ".join(f"{package} {version}" for package, version in packages.items())
-    for name, value in found.settings.items():
-        if name != "name":
-            yield f"- {name}: {_plain(value)}"
-
-
-def _body(found: Comparison) -> Iterator[str]:
-    for rows in tables(found):
-        yield f"\n## {rows.title}\n"
-        yield _line(rows.header)
-        yield _line(["---", *["---:"] * (len(rows.header) - 1)])
-        yield from map(_line, rows.rows)
-    told = [*found.told(), *(f"{one.engine}, run {one.run + 1}: {one.message}" for one in found.failures)]
-    if told:
-        yield "\n## To know\n"
-        yield from (f"- {line}" for line in told)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{name} = {_plain(one) or 'default'}" for name, one in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from benchmarks.workload import Workload
 
 app = typer.Typer(help="Measure servers under load with pictures.", no_args_is_help=True)
 
@@ -73,32 +77,19 @@ def serve(
     from rich.console import Console
 
     from benchmarks.drive import Load
-    from benchmarks.pictures import Size
     from benchmarks.serve import Serve
     from benchmarks.serve import serve as run
     from benchmarks.statistics import Limits
     from benchmarks.target import TargetError
-    from benchmarks.workload import Workload
 
     if plot_file is not None and plot_file.suffix.lower() != ".svg":
         _fail(f"--plot {plot_file}: expected a name that ends in .svg")
     try:
-        sizes = tuple(Size.parse(part) for part in size.split(","))
         limits = Limits.parse(slo)
         if not stream and limits.stated.keys() - {"e2e"}:
             raise ValueError("--slo: without streaming only e2e can be held to a limit")
-        workload = Workload(
-            images=images.value,
-            pool=pool,
-            sizes=sizes,
-            picture_format=picture_format.value,
-            turns=turns,
-            prompt_words=words,
-            max_tokens=max_tokens,
-            ignore_eos=ignore_eos,
-            stream=stream,
-            seed=seed,
-        )
+        asked_of_all = _workload(size, picture_format, turns, words, max_tokens, seed)
+        workload = replace(asked_of_all, images=images.value, pool=pool, ignore_eos=ignore_eos, stream=stream)
         most = concurrency or (1 if rate is None else 1024)
         load = Load(most, rate, requests if requests or duration else 32, duration, warmup)
         asked = Serve(url, workload, load, limits, model, api_key, request_timeout, json_file, plot_file)
@@ -155,25 +146,15 @@ def compare(
     from benchmarks.compare import Compare, CompareError
     from benchmarks.compare import compare as run
     from benchmarks.engines import parse_engines
-    from benchmarks.pictures import Size
-    from benchmarks.workload import Workload
 
     file = Path("benchmarks", "results", f"{time.strftime('%Y-%m-%d')}-{name}.json")
     try:
-        workload = Workload(
-            sizes=tuple(Size.parse(part) for part in size.split(",")),
-            picture_format=picture_format.value,
-            turns=turns,
-            prompt_words=words,
-            max_tokens=max_tokens,
-            seed=seed,
-        )
         asked = Compare(
             model=model,
             engines=parse_engines(engines),
             concurrency=tuple(_at_least_one(part) for part in concurrency.split(",")),
             images=tuple(Images(part.strip()).value for part in images.split(",")),
-            workload=workload,
+            workload=_workload(size, picture_format, turns, words, max_tokens, seed),
             runs=runs,
             requests=requests,
             waves=waves,
@@ -192,6 +173,22 @@ def compare(
     except (ValueError, CompareError, OSError) as error:
         _fail(str(error))
     raise typer.Exit(code)
+
+
+def _workload(size: str, picture_format: PictureFormat, turns: int, words: int, max_tokens: int, seed: int) -> Workload:
+    """What all commands say of pictures and questions in the same words. Raises ValueError."""
+    from benchmarks.pictures import Size
+    from benchmarks.workload import Workload
+
+    sizes = tuple(Size.parse(part) for part in size.split(","))
+    return Workload(
+        sizes=sizes,
+        picture_format=picture_format.value,
+        turns=turns,
+        prompt_words=words,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
 
 
 def _at_least_one(text: str) -> int:
