@@ -8,7 +8,7 @@ knows nothing of HTTP responses or of how tokens are drawn.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -114,6 +114,37 @@ class Intake:
         self, request: ChatCompletionRequest, budget: TokenBudget, calling: Calling | None = None
     ) -> tuple[Prompt, int]:
         """The prompt and the most tokens that the answer may have. Raises ApiError."""
+        files, layouts, token_ids = await self._laid_out(request, calling)
+        image_tokens = sum(layout.tokens for layout in layouts)
+        max_tokens = budget.answer_tokens(len(token_ids), image_tokens, request.token_limit, "messages")
+        salt = request.cache_salt or ""
+        images = await asyncio.gather(*(self._prepare(file, len(files), salt) for file in files))
+        return Prompt(token_ids, tuple(images)), max_tokens
+
+    async def chat_tokens(
+        self, request: ChatCompletionRequest, calling: Calling | None = None
+    ) -> tuple[tuple[int, ...], int]:
+        """The prompt's token ids, and how many of them are images'. Nothing is decoded. Raises ApiError."""
+        _, layouts, token_ids = await self._laid_out(request, calling)
+        return token_ids, sum(layout.tokens for layout in layouts)
+
+    async def text_tokens(self, text: str, *, special_first: bool) -> tuple[int, ...]:
+        """A raw prompt's token ids; `special_first`: with what the tokenizer puts before them."""
+        return await self._off_loop(lambda: self._prompter.build_text(text, special_first=special_first))
+
+    async def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary writes it; empty for ids that no token has."""
+        tokens = await self._off_loop(lambda: self._prompter.tokenizer.convert_ids_to_tokens(list(token_ids)))
+        return [token or "" for token in tokens]
+
+    async def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text that the tokens stand for, special tokens by name."""
+        return await self._off_loop(lambda: str(self._prompter.tokenizer.decode(token_ids, skip_special_tokens=False)))
+
+    async def _laid_out(
+        self, request: ChatCompletionRequest, calling: Calling | None
+    ) -> tuple[list[_ImageFile], list[ImageLayout], tuple[int, ...]]:
+        """Images by their headers, and the prompt as tokens."""
         self.count_images(request)
         files = [await self._file(url, param) for url, param in _image_urls(request)]
         layouts = await self._off_loop(lambda: self._layouts(files))
@@ -121,12 +152,7 @@ class Intake:
         cards = calling.cards if calling is not None else ()
         if cards and self.tool_format is None:
             messages, cards = with_functions_told(messages, cards), ()
-        token_ids = await self._off_loop(lambda: self._build(messages, layouts, cards))
-        image_tokens = sum(layout.tokens for layout in layouts)
-        max_tokens = budget.answer_tokens(len(token_ids), image_tokens, request.token_limit, "messages")
-        salt = request.cache_salt or ""
-        images = await asyncio.gather(*(self._prepare(file, len(files), salt) for file in files))
-        return Prompt(token_ids, tuple(images)), max_tokens
+        return files, layouts, await self._off_loop(lambda: self._build(messages, layouts, cards))
 
     async def text(self, text: str, wanted: int | None, budget: TokenBudget) -> tuple[Prompt, int]:
         """A raw completion's prompt, likewise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.protocol.errors import bad_request
@@ -28,11 +29,8 @@ class Sampler:
         A constrained answer ends where its form is complete, so its end tokens count whatever `ignore_eos` says.
         """
         stop_ids = frozenset(request.stop_token_ids or ())
-        for name, ids in (("stop_token_ids", stop_ids), ("logit_bias", request.logit_bias or {})):
-            if outside := [token_id for token_id in ids if token_id >= self.vocab_size]:
-                raise bad_request(
-                    f"{name}: token id {outside[0]} does not exist, the vocabulary has {self.vocab_size}.", param=name
-                )
+        self.check_ids("stop_token_ids", stop_ids)
+        self.check_ids("logit_bias", request.logit_bias or {})
         min_tokens = request.min_tokens or 0
         if min_tokens > max_tokens:
             raise bad_request(
@@ -59,6 +57,13 @@ class Sampler:
             )
             for index in range(request.answers)
         ]
+
+    def check_ids(self, param: str, token_ids: Iterable[int]) -> None:
+        """Raises ApiError 400 for an id beyond the vocabulary."""
+        if (outside := next((one for one in token_ids if one >= self.vocab_size), None)) is not None:
+            raise bad_request(
+                f"{param}: token id {outside} does not exist, the vocabulary has {self.vocab_size}.", param=param
+            )
 
 
 def _given(value: float | None, default: float) -> float:

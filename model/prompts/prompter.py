@@ -84,9 +84,12 @@ class Prompter:
         """
         return self._lay_out(messages, layouts, generation=False)
 
-    def build_text(self, text: str) -> tuple[int, ...]:
-        """A raw prompt without template or images; special tokens in it stay text."""
-        return (*self._prefix, *self._tokens.encode(text).ids)
+    def build_text(self, text: str, *, special_first: bool = True) -> tuple[int, ...]:
+        """A raw prompt without template or images; special tokens in it stay text.
+
+        `special_first`: with what the tokenizer itself puts first (BOS), as the model was trained.
+        """
+        return (*(self._prefix if special_first else ()), *self._tokens.encode(text).ids)
 
     def encode_continuation(self, text: str) -> list[int]:
         """Text that goes on after other text, so that nothing is put before it; special tokens in it stay text."""

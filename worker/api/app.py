@@ -12,6 +12,7 @@ from worker.api.completions import completion_routes
 from worker.api.front import Front
 from worker.api.house import house_routes
 from worker.api.responses import error_response
+from worker.api.tokenizing import tokenizing_routes
 from worker.service import Service
 
 
@@ -25,6 +26,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(completion_routes(service))
+    app.include_router(tokenizing_routes(service))
     app.include_router(house_routes(service))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)

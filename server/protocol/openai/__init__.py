@@ -61,6 +61,12 @@ from server.protocol.openai.structure import (
     StructureFields,
     StructureKind,
 )
+from server.protocol.openai.tokenizing import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
 from server.protocol.openai.tools import MAX_TOOLS, FunctionDefinition, NamedToolChoice, Tool
 
 __all__ = [
@@ -90,6 +96,8 @@ __all__ = [
     "CompletionRequest",
     "ContentPart",
     "Delta",
+    "DetokenizeRequest",
+    "DetokenizeResponse",
     "ErrorDetail",
     "ErrorResponse",
     "FinishReason",
@@ -113,6 +121,8 @@ __all__ = [
     "StructuredOutputs",
     "TextContent",
     "TokenLogprob",
+    "TokenizeRequest",
+    "TokenizeResponse",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
