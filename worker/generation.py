@@ -7,11 +7,12 @@ errors are ApiErrors because they are written for the client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import cast
 
+from server.protocol.continuing import Told
 from server.protocol.errors import ApiError, bad_request, overloaded, unavailable
 from worker.answers.answer import Answer, AnswerPiece
 from worker.engine.protocol import (
@@ -21,6 +22,7 @@ from worker.engine.protocol import (
     EngineOutput,
     EngineOverloaded,
     EngineRequest,
+    TokenLogprobs,
 )
 from worker.grammar.matcher import AnswerMatcher
 
@@ -35,6 +37,7 @@ class Running:
     answer: Answer
     prompt: int = 0
     matcher: AnswerMatcher | None = None  # of an answer of a given form
+    told: Told | None = None  # what another worker has told of it already
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,25 @@ class Generation:
         self._engine = engine
         self._answers = answers
         self._deadline_seconds = deadline_seconds
+
+    def replay(self) -> Iterator[tuple[int, AnswerPiece]]:
+        """What another worker has given out of answers that it could not finish. Raises ApiError 400.
+
+        To be read to the end before `pieces`. CPU work: it belongs off the event loop.
+        """
+        for index, running in enumerate(self._answers):
+            told = running.told
+            if told is None:
+                continue
+            if told.ended:
+                running.answer.completion_tokens = len(told.tokens)
+                continue
+            for piece in running.answer.replay(
+                told.tokens, [TokenLogprobs(s.logprob, tuple(s.top)) for s in told.held]
+            ):
+                if piece.finish_reason is not None:
+                    raise bad_request("The answer to carry on has ended already.", code="continuation_refused")
+                yield index, piece
 
     @property
     def size(self) -> int:
@@ -73,7 +95,11 @@ class Generation:
         queue: asyncio.Queue[tuple[int, AnswerPiece] | Exception] = asyncio.Queue(_AHEAD)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._deadline_seconds
-        pumps = [loop.create_task(self._pump(index, running, queue)) for index, running in enumerate(self._answers)]
+        pumps = [
+            loop.create_task(self._pump(index, running, queue))
+            for index, running in enumerate(self._answers)
+            if running.told is None or not running.told.ended
+        ]
         unfinished = len(pumps)
         try:
             while unfinished:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.protocol.errors import model_not_found
+from server.protocol.continuing import Told
+from server.protocol.errors import bad_request, model_not_found
 from server.protocol.openai import ChatCompletionRequest, CompletionRequest
 from server.protocol.registration import ModelCard
 from worker.answers.answer import Answer, AnswerRules
@@ -22,6 +23,8 @@ from worker.grammars import Grammars
 from worker.intake import Intake, Prompt, TokenBudget
 from worker.metrics import WorkerMetrics
 from worker.sampling import Sampler
+
+NOTHING_TOLD: Mapping[int, Told] = {}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Service:
     device: str = "cpu"
     limits: ServiceLimits = ServiceLimits()
     api_keys: frozenset[str] = field(default=frozenset(), repr=False)
+    worker_secret: str | None = field(default=None, repr=False)  # one of the keys: the controller's
 
     @property
     def budget(self) -> TokenBudget:
@@ -64,20 +68,26 @@ class Service:
         """The functions that the answers may call. Raises ApiError where that cannot be had."""
         return read_calling(request, self.intake.tool_format)
 
-    async def chat(self, request: ChatCompletionRequest, slot: Slot, calling: Calling | None = None) -> Generation:
-        """Prepares a chat request for the engine. Raises ApiError."""
+    async def chat(
+        self,
+        request: ChatCompletionRequest,
+        slot: Slot,
+        calling: Calling | None = None,
+        told: Mapping[int, Told] = NOTHING_TOLD,
+    ) -> Generation:
+        """Prepares a chat request for the engine. Raises ApiError. `told`: what another worker has answered of it."""
         self._check_model(request.model)
         slot.hold_images(self.intake.count_images(request))
         grammar = await (self._grammar(request) if calling is None else self.grammars.of_calls(calling))
         prompt, max_tokens = await self.intake.chat(request, self.budget, calling)
-        return self._generation(request, [(prompt, max_tokens)], grammar, continues_text=False)
+        return self._generation(request, [(prompt, max_tokens)], grammar, told, continues_text=False)
 
-    async def complete(self, request: CompletionRequest) -> Generation:
-        """Prepares a completions request. Raises ApiError."""
+    async def complete(self, request: CompletionRequest, told: Mapping[int, Told] = NOTHING_TOLD) -> Generation:
+        """Prepares a completions request, likewise."""
         self._check_model(request.model)
         grammar = await self._grammar(request)
         prompts = [await self.intake.text(text, request.token_limit, self.budget) for text in request.prompts]
-        return self._generation(request, prompts, grammar, continues_text=True)
+        return self._generation(request, prompts, grammar, told, continues_text=True)
 
     async def _grammar(self, request: ChatCompletionRequest | CompletionRequest) -> CompiledGrammar | None:
         asked = request.structure()
@@ -92,6 +102,7 @@ class Service:
         request: ChatCompletionRequest | CompletionRequest,
         prompts: Sequence[tuple[Prompt, int]],
         grammar: CompiledGrammar | None,
+        told: Mapping[int, Told],
         *,
         continues_text: bool,
     ) -> Generation:
@@ -107,24 +118,26 @@ class Service:
             drop_first_space=self.space_first and not continues_text and not constrained,
         )
         name = uuid.uuid4().hex
-        answers = [
-            Running(
-                EngineRequest(
-                    f"{name}-{place}-{index}",
+        answers = []
+        for place, (prompt, max_tokens) in enumerate(prompts):
+            for sampling in self.sampler.params(request, max_tokens, constrained=constrained):
+                before = told.get(len(answers))
+                begun = tuple(before.tokens) if before is not None and not before.ended else ()
+                matcher = grammar.matcher() if grammar is not None else None
+                if matcher is not None and begun:
+                    matcher.follow(begun)
+                engine_request = EngineRequest(
+                    f"{name}-{len(answers)}",
                     prompt.token_ids,
                     prompt.images,
                     sampling,
-                    constraint=matcher,
                     cache_salt=request.cache_salt or "",
-                ),
-                Answer(self.tokens, rules),
-                prompt=place,
-                matcher=matcher,
-            )
-            for place, (prompt, max_tokens) in enumerate(prompts)
-            for index, sampling in enumerate(self.sampler.params(request, max_tokens, constrained=constrained))
-            for matcher in [grammar.matcher() if grammar is not None else None]
-        ]
+                    constraint=matcher,
+                    answer=begun,
+                )
+                answers.append(Running(engine_request, Answer(self.tokens, rules), place, matcher, before))
+        if unknown := [index for index in told if index >= len(answers)]:
+            raise bad_request(f"There is no answer {unknown[0]} to carry on.", code="continuation_refused")
         return Generation(self.engine, answers, self.limits.request_seconds)
 
 

@@ -149,6 +149,7 @@ def assemble(
             default_max_tokens=settings.default_max_tokens,
         ),
         api_keys=frozenset(keys),
+        worker_secret=settings.worker_secret,
     )
 
 

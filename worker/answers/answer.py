@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from worker.answers.stop_strings import StopStrings
 from worker.answers.token_bytes import TokenBytes
@@ -56,15 +57,32 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class AnswerPiece:
-    """What one step adds. With `finish_reason` it is the last, and the engine need not draw on."""
+    """What one step adds. With `finish_reason` it is the last, and the engine need not draw on.
+
+    `tokens` are those drawn since the last piece that was not empty, and `held` the log probabilities that belong to
+    the last tokens and come with later text: who has all tokens and the last `held` can carry the answer on.
+    """
 
     text: str
     scores: tuple[TokenScore, ...] = ()
     finish_reason: Literal["stop", "length", "abort"] | None = None
+    tokens: tuple[int, ...] = ()
+    held: tuple[TokenLogprobs, ...] = ()
 
     @property
     def empty(self) -> bool:
         return not self.text and not self.scores and self.finish_reason is None
+
+
+NOTHING = AnswerPiece("")
+
+
+class _Due(NamedTuple):
+    """A score that waits for its token's text to be given out."""
+
+    score: TokenScore
+    end: int  # of the text, in characters
+    logprobs: TokenLogprobs  # what the score was made from
 
 
 class Answer:
@@ -78,7 +96,8 @@ class Answer:
         self._drop_space = rules.drop_first_space or (tokens.drops_first_space and not rules.continues_text)
         self._decoded = 0  # characters decoded so far
         self._released = 0  # of those, given out
-        self._scores: deque[tuple[TokenScore, int]] = deque()  # with the place where the token's text ends
+        self._scores: deque[_Due] = deque()
+        self._untold: list[int] = []  # tokens behind the last piece that was not empty
         self.completion_tokens = 0
         self.cached_tokens = 0
 
@@ -87,11 +106,13 @@ class Answer:
         if output.token_id is None:  # aborted: nothing more was drawn
             return AnswerPiece("", (), output.finish_reason)
         self.completion_tokens += 1
+        self._untold.append(output.token_id)
         self.cached_tokens = max(self.cached_tokens, output.cached_tokens)
         begin = self._decoded
         fresh = "" if output.stop_token else self._decode(output.token_id)
         if output.logprobs is not None and not output.stop_token:
-            self._scores.append((self._score(output.token_id, output.logprobs, begin), self._decoded))
+            score = self._score(output.token_id, output.logprobs, begin)
+            self._scores.append(_Due(score, self._decoded, output.logprobs))
         scanned = self.completion_tokens > self._rules.min_tokens
         text, stopped = self._stops.feed(fresh) if scanned else (fresh, False)
         if stopped:
@@ -100,7 +121,18 @@ class Answer:
             rest, stopped = self._flush(scanned)
             return self._end(text + rest, "stop" if stopped else output.finish_reason)
         self._released += len(text)
-        return AnswerPiece(text, self._due_scores())
+        return self._piece(text, self._due_scores())
+
+    def replay(self, tokens: Sequence[int], held: Sequence[TokenLogprobs]) -> Iterator[AnswerPiece]:
+        """Takes up an answer that was begun elsewhere: the pieces that its tokens made, none of them empty.
+
+        `held` belong to the last tokens. A piece with a finish_reason says that the answer cannot be carried on.
+        """
+        before = len(tokens) - len(held)
+        for place, token_id in enumerate(tokens):
+            piece = self.take(EngineOutput(token_id, held[place - before] if place >= before else None))
+            if not piece.empty:
+                yield piece
 
     def _decode(self, token_id: int) -> str:
         if self._rules.skip_special_tokens and token_id in self._tokens.special_ids:
@@ -126,12 +158,23 @@ class Answer:
 
     def _due_scores(self) -> tuple[TokenScore, ...]:
         due = []
-        while self._scores and self._scores[0][1] <= self._released:
-            due.append(self._scores.popleft()[0])
+        while self._scores and self._scores[0].end <= self._released:
+            due.append(self._scores.popleft().score)
         return tuple(due)
+
+    def _piece(
+        self, text: str, scores: tuple[TokenScore, ...], reason: Literal["stop", "length", "abort"] | None = None
+    ) -> AnswerPiece:
+        if not text and not scores and reason is None:
+            return NOTHING
+        tokens, self._untold = tuple(self._untold), []
+        return AnswerPiece(text, scores, reason, tokens, tuple(due.logprobs for due in self._scores))
 
     def _end(self, text: str, reason: Literal["stop", "length", "abort"]) -> AnswerPiece:
         """The last piece: scores of tokens that lie wholly behind the text's end are dropped with their text."""
         self._released += len(text)
-        kept = (score for score, end in self._scores if end <= self._released or score.offset < self._released)
-        return AnswerPiece(text, tuple(kept), reason)
+        kept = tuple(
+            due.score for due in self._scores if due.end <= self._released or due.score.offset < self._released
+        )
+        self._scores.clear()
+        return self._piece(text, kept, reason)

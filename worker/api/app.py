@@ -30,7 +30,13 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(house_routes(service))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
-    app.add_middleware(Front, gate=service.gate, api_keys=service.api_keys, send_seconds=service.limits.send_seconds)
+    app.add_middleware(
+        Front,
+        gate=service.gate,
+        api_keys=service.api_keys,
+        worker_secret=service.worker_secret,
+        send_seconds=service.limits.send_seconds,
+    )
     return app
 
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from server.protocol.errors import ApiError, bad_request, too_large
 from server.protocol.validation import parse_request
+from worker.api.continuing import continuation_bytes, read_continuation
 
 
 async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
@@ -48,7 +49,10 @@ def body_route(max_bytes: int, seconds: float) -> type[APIRoute]:
             model = get_type_hints(endpoint)["body"]
 
             async def handle(request: Request) -> Response:
-                body = parse_request(model, await read_body(request, max_bytes, seconds))
+                ahead = continuation_bytes(request)
+                data = await read_body(request, max_bytes + ahead, seconds)
+                request.state.continuation = read_continuation(data[:ahead]) if ahead else None
+                body = parse_request(model, data[ahead:] if ahead else data)
                 response: Response = await endpoint(request, body)
                 return response
 

@@ -33,11 +33,20 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Front:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, api_keys: frozenset[str], send_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        api_keys: frozenset[str],
+        worker_secret: str | None,
+        send_seconds: float,
+    ) -> None:
         self._app = app
         self._gate = gate
         self._send_seconds = send_seconds  # a client that takes nothing for so long counts as gone
         self._key_digests = [_digest(key.encode()) for key in sorted(api_keys)]
+        self._secret_digest = _digest(worker_secret.encode()) if worker_secret else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,7 +94,7 @@ class Front:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             raise ApiError(431, f"The headers are larger than the {MAX_HEADER_BYTES} bytes that are accepted.")
         if scope["path"] not in OPEN_PATHS:
-            self._check_key(headers.get(b"authorization", b""))
+            scope["state"]["from_controller"] = self._check_key(headers.get(b"authorization", b""))
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -93,15 +102,19 @@ class Front:
             scope["state"]["slot"] = slot
             await self._app(scope, receive, send)
 
-    def _check_key(self, authorization: bytes) -> None:
-        """Compares digests with every key in constant time, so that neither a key's length nor its place leaks."""
+    def _check_key(self, authorization: bytes) -> bool:
+        """Whether the key is the secret shared with the controller. Raises ApiError 401 for one that does not open.
+
+        Compares digests with every key in constant time, so that neither a key's length nor its place leaks.
+        """
         if not self._key_digests:
-            return
+            return False
         scheme, _, key = authorization.partition(b" ")
         given = _digest(key.strip())
         matches = [hmac.compare_digest(given, digest) for digest in self._key_digests]
         if scheme.lower() != b"bearer" or not any(matches):
             raise unauthorized()
+        return self._secret_digest is not None and hmac.compare_digest(given, self._secret_digest)
 
 
 def _digest(key: bytes) -> bytes:

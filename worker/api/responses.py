@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.protocol.continuing import ALIVE, ALIVE_SECONDS, RESUMABLE
 from server.protocol.errors import ApiError, internal_error
 from worker.api.body import ClientGone
 
@@ -52,15 +53,22 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
 class EventStream(Response):
     """Server-sent events from a generator, which is closed when the client leaves.
 
-    An error after the first byte is sent as an event, and the stream ends there without [DONE].
+    An error after the first byte is sent as an event, and the stream ends there without [DONE]. A resumable one goes to
+    the controller, and says at least once in ALIVE_SECONDS that it lives.
     """
 
     def __init__(
-        self, frames: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]], request_id: str
+        self,
+        frames: AsyncGenerator[bytes, None],
+        close: Callable[[], Awaitable[None]],
+        request_id: str,
+        *,
+        resumable: bool,
     ) -> None:
-        super().__init__(
-            media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **({RESUMABLE: "1"} if resumable else {})}
+        super().__init__(media_type="text/event-stream", headers=headers)
+        self._resumable = resumable
+        self._quiet = False  # nothing was sent since this was set
         del self.headers["content-length"]
         self._frames = frames
         self._close = close  # a generator that was never begun cannot close what it reads from
@@ -70,6 +78,11 @@ class EventStream(Response):
         sending = asyncio.ensure_future(self._send_all(send))
         gone = asyncio.ensure_future(_wait_gone(receive))
         try:
+            while self._resumable and not (sending.done() or gone.done()):
+                self._quiet = True
+                await asyncio.wait((sending, gone), timeout=ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if self._quiet and not (sending.done() or gone.done()):
+                    await send({"type": "http.response.body", "body": ALIVE, "more_body": True})
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
@@ -86,6 +99,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for frame in self._frames:
+                self._quiet = False
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
         except ApiError as error:
             await send({"type": "http.response.body", "body": sse_frame(error.body()), "more_body": True})

@@ -34,7 +34,7 @@ class AnswerShape(ABC):
     whole_object: str
 
     def __init__(self, header: AnswerHeader, *, scored: bool) -> None:
-        self._header = header
+        self.header = header
         self._scored = scored
 
     @abstractmethod
@@ -60,7 +60,7 @@ class AnswerShape(ABC):
         return {**self._message(self.whole_object, choices), "usage": usage_json(usage)}
 
     def _message(self, kind: str, choices: list[Json]) -> Json:
-        header = self._header
+        header = self.header
         return {
             "id": header.id,
             "object": kind,

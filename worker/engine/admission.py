@@ -11,9 +11,10 @@ from worker.engine.protocol import EngineError, EngineRequest, SamplingParams
 def check_request(request: EngineRequest, config: LlavaConfig, context_length: int, kv_tokens: int) -> None:
     """Raises EngineError, with the numbers, for what would fail or could never be scheduled."""
     vocabulary = config.text.vocab_size
-    length = len(request.token_ids)
-    if not length:
+    length = len(request.token_ids) + len(request.answer)
+    if not request.token_ids:
         raise EngineError("the prompt is empty: it needs at least one token")
+    _check_answer(request, config.image_token_id, vocabulary)
     if length + 1 > context_length:
         raise EngineError(
             f"the prompt has {length} tokens and the answer needs at least one, "
@@ -33,6 +34,24 @@ def check_request(request: EngineRequest, config: LlavaConfig, context_length: i
         if tuple(image.pixels.shape) != expected:
             raise EngineError(f"image {number} has pixels of shape {tuple(image.pixels.shape)}, expected {expected}")
     _check_sampling(request.sampling, vocabulary)
+
+
+def _check_answer(request: EngineRequest, image_token_id: int, vocabulary: int) -> None:
+    """What is there already of an answer that is carried on."""
+    if not request.answer:
+        return
+    if len(request.answer) >= request.sampling.max_tokens:
+        raise EngineError(
+            f"the answer has {len(request.answer)} tokens already and may have {request.sampling.max_tokens}: "
+            "nothing is left to carry on"
+        )
+    low, high = min(request.answer), max(request.answer)
+    if low < 0 or high >= vocabulary:
+        raise EngineError(f"answer token id {low if low < 0 else high} lies outside the vocabulary of {vocabulary}")
+    ends = request.sampling.stop_token_ids
+    for token in request.answer:
+        if token == image_token_id or token in ends:
+            raise EngineError(f"token id {token} cannot stand inside an answer")
 
 
 def _check_sampling(params: SamplingParams, vocabulary: int) -> None:

@@ -221,7 +221,7 @@ class Scheduler:
         if not self._config.prefix_cache:
             return
         if not sequence.preemptions:
-            sequence.cached = sequence.computed
+            sequence.cached = min(sequence.computed, sequence.prompt_length)
             budget.prefix += CacheUse(sequence.prompt_length, sequence.cached)
         for name in sequence.names.first(self._full_blocks(sequence), sequence.tokens)[len(cached) :]:
             self._promised.setdefault(name, sequence)

@@ -90,7 +90,8 @@ class Sequence:
             table=BlockTable(allocator),
             names=BlockNames(root_name(weights, request.cache_salt), allocator.block_size, places),
             timings=Timings(now),
-            tokens=list(request.token_ids),
+            tokens=[*request.token_ids, *request.answer],
+            answer_counts=Counter(request.answer),
         )
 
     @property

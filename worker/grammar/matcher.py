@@ -8,7 +8,7 @@ not those that share the batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 
@@ -90,7 +90,13 @@ class AnswerMatcher:
         self._position += 1
         if self.failure is None and token_id not in self._vocabulary.end_token_ids:
             before = self._next
-            self._next = self._threads.submit(lambda: self._advance(token_id, before))
+            self._next = self._threads.submit(lambda: self._advance([token_id], before))
+
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Takes tokens that were drawn elsewhere, before any was drawn here; no mask is made for what lies behind."""
+        self._position += len(token_ids)
+        before = self._next
+        self._next = self._threads.submit(lambda: self._advance(token_ids, before))
 
     def fail(self, reason: str = STUCK) -> None:
         """Ends the answer; the first reason counts."""
@@ -106,9 +112,9 @@ class AnswerMatcher:
         self._position, self.failure = 0, None
         self._next = self._threads.submit(self._compute)
 
-    def _advance(self, token_id: int, before: Future[_Mask]) -> _Mask:
+    def _advance(self, token_ids: Sequence[int], before: Future[_Mask]) -> _Mask:
         wait([before])  # begun earlier, maybe on another thread: the library takes one call at a time
-        if not self._matcher.consume_token(token_id):
+        if not all(self._matcher.consume_token(token_id) for token_id in token_ids):
             return plain(self._matcher.get_error())
         return self._compute()
 
