@@ -18,7 +18,8 @@ from server.registry.membership import Membership
 from server.registry.store import RegistryStore, StoreErrors
 from server.registry.table import WorkerTable
 from server.relay import Relay
-from server.routing.router import POLICIES, Router
+from server.routing.policies import make_policy
+from server.routing.router import Router
 from server.settings import Settings
 from server.state import StateError
 from server.stats import Stats
@@ -35,7 +36,9 @@ class Controller:
         self.settings = settings
         self.metrics = Metrics()
         self.stats = Stats()
-        self.table = WorkerTable(self.metrics, HealthRules.from_settings(settings))
+        # Every controller has read the table anew by then, and every worker has reported again.
+        settle_seconds = 2 * settings.poll_seconds + settings.heartbeat_seconds
+        self.table = WorkerTable(self.metrics, HealthRules.from_settings(settings), settle_seconds)
         try:
             self.store = RegistryStore(settings.redis_url, settings.lease_seconds)
         except ValueError as error:
@@ -45,7 +48,7 @@ class Controller:
         self.images = ImageResolver(settings, ImageFetcher(settings, self.metrics, resolve), self.pool, self.metrics)
         self.room = Room(settings, self.metrics)
         self.watches = Watches()
-        router = Router(self.table, POLICIES[settings.routing]())
+        router = Router(self.table, make_policy(settings), self.metrics)
         self.relay = Relay(settings, router, self.metrics, self.stats, settings.worker_secret)
         self.client_auth = ClientAuth(settings.api_keys)
         self.worker_auth = WorkerAuth(settings.worker_secret)

@@ -35,6 +35,11 @@ class Metrics:
         self.workers = self._gauge("workers", "Workers registered, by state.", "state")
         self.registry_connected = self._gauge("registry_connected", "1 while shared state (Redis) can be reached.")
         self.registrations = self._counter("registrations", "Workers that joined, left or were forgotten.", "event")
+        self.worker_transitions = self._counter("worker_transitions", "Changes of workers' states.", "state")
+        self.breaker_changes = self._counter("breaker_changes", "Breakers' new states, with why.", "state", "reason")
+        self.worker_ejections = self._counter("worker_ejections", "Workers set aside as outliers.", "fault")
+        self.routing_decisions = self._counter("routing_decisions", "Workers chosen, by why.", "reason")
+        self.admin_actions = self._counter("admin_actions", "What operators asked for.", "action", "outcome")
         self.media_fetches = self._counter("media_fetches", "Pictures fetched for requests, by outcome.", "outcome")
         self.image_rejections = self._counter(
             "image_rejections", "Requests refused because of a picture, before anything was decoded.", "reason"

@@ -43,6 +43,7 @@ class Call:
     body: bytes
     model: str
     work: Work
+    version: str | None = None  # of the model, that the answer must be computed on; None: any
 
 
 class _Failed(Exception):
@@ -113,7 +114,7 @@ class Relay:
         last: _Failed | None = None
         while True:
             try:
-                worker = self._router.choose(call.model, call.work, tried)
+                worker = self._router.choose(call.model, call.work, tried, call.version)
             except ApiError:
                 if last is not None and last.answer is not None:
                     return await self._send_whole(last.answer, reply, record)
@@ -154,6 +155,8 @@ class Relay:
                             raise _Failed("disconnected", may_repeat_here=True)
                     else:
                         answer = await self._whole(response)
+                if not reply.started:
+                    reply.headers.append((b"x-tephra-version", worker.card.version.encode("ascii", "replace")))
                 if stream is None:
                     clock.reschedule(asyncio.get_running_loop().time() + self._settings.send_seconds)
                     await self._send_whole(answer, reply, record)

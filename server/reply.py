@@ -27,10 +27,11 @@ class Reply:
         self.streaming = False
         self.sending = False  # waiting for the client to take what it was sent
         self.status = 0
+        self.headers: Headers = []  # beside those of the answer itself, whatever it is
 
     async def json(self, status: int, body: bytes, headers: Headers | None = None) -> None:
         """Sends a whole answer; `body` is JSON already."""
-        own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), self._id]
+        own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), self._id, *self.headers]
         self.started, self.status = True, status
         await self._put({"type": "http.response.start", "status": status, "headers": own + (headers or [])})
         await self._put({"type": "http.response.body", "body": body})
@@ -45,6 +46,7 @@ class Reply:
                 (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no"),  # proxies in front shall not hold tokens back
                 self._id,
+                *self.headers,
             ]
             await self._put({"type": "http.response.start", "status": 200, "headers": headers})
         await self._put({"type": "http.response.body", "body": data, "more_body": True})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from server.protocol.flags import SettingsError, check, read, setting
 
 MIB = 1024 * 1024
+ROUTING_POLICIES = ("affinity", "least-outstanding", "power-of-two", "round-robin")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Settings:
     admin_key: str | None = setting(
         None, "key of /admin/*; without it only callers on this machine may read there", secret=True
     )
-    routing: str = setting("least-outstanding", "how a worker is chosen", choices=("least-outstanding", "round-robin"))
+    routing: str = setting("least-outstanding", "how a worker is chosen; see docs/routing.md", choices=ROUTING_POLICIES)
+    affinity_load_factor: float = setting(
+        1.25, "times its share of the work that a worker may have and still get what its caches know", least=1
+    )
     log_level: str = setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
 
     heartbeat_seconds: float = setting(2.0, "how often workers report")

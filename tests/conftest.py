@@ -210,7 +210,9 @@ class System:
         def whole() -> bool:
             members = self.members()
             return all(
-                name in members and members[name]["url"] == worker.url and members[name]["state"] == "ready"
+                name in members
+                and members[name]["url"] == worker.url
+                and members[name]["state"] in ("joining", "healthy", "slow_start")
                 for name, worker in self.workers.items()
             )
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from server.api.body import read_body
 from server.controller import Controller
 from server.protocol.errors import ApiError, bad_request
-from server.protocol.registration import Heartbeat, Registration, RegistrationAnswer
+from server.protocol.registration import Heartbeat, HeartbeatAnswer, Registration, RegistrationAnswer
 
 _MAX_BODY = 256 * 1024
 _BODY_SECONDS = 10.0
@@ -38,8 +38,12 @@ def worker_routes(controller: Controller) -> list[Route]:
 
     async def heartbeat(request: Request) -> Response:
         controller.worker_auth.check(request.scope["headers"])
-        await controller.membership.heartbeat(request.path_params["worker_id"], await _read(request, Heartbeat))
-        return Response(status_code=204)
+        answer = await controller.membership.heartbeat(
+            request.path_params["worker_id"], await _read(request, Heartbeat)
+        )
+        if answer == HeartbeatAnswer():
+            return Response(status_code=204)
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
     async def leave(request: Request) -> Response:
         controller.worker_auth.check(request.scope["headers"])

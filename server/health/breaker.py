@@ -19,10 +19,18 @@ BreakerState = Literal["closed", "open", "half_open"]
 
 
 class CircuitBreaker:
-    def __init__(self, rules: HealthRules, window: Window, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        rules: HealthRules,
+        window: Window,
+        clock: Callable[[], float],
+        changed: Callable[[BreakerState, str], None],
+    ) -> None:
+        """`changed` is told every new state and its reason; that it is half open, when the probe is sent."""
         self._rules = rules
         self._window = window
         self._clock = clock
+        self._changed = changed
         self._in_a_row = 0
         self._open_until: float | None = None  # None: closed
         self._closed_at = clock()
@@ -49,6 +57,7 @@ class CircuitBreaker:
         """An attempt is being made; whether it is the probe."""
         if self.wants_probe:
             self._probing = True
+            self._changed("half_open", self.reason)
             return True
         return False
 
@@ -80,9 +89,12 @@ class CircuitBreaker:
         self._open_until = now + self.open_seconds
         self._probing = False
         self.reason = reason
+        self._changed("open", reason)
 
     def close(self) -> None:
-        """What was counted before it opened counts no more."""
+        """What was counted before counts no more."""
+        if self._open_until is not None:
+            self._changed("closed", self.reason)
         self._open_until = None
         self._closed_at = self._clock()
         self._in_a_row = 0

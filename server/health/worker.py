@@ -26,13 +26,19 @@ class WorkerHealth:
     """`record` takes what came of every attempt; the rest reads."""
 
     def __init__(
-        self, rules: HealthRules, *, established: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        rules: HealthRules,
+        *,
+        established: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        changed: Callable[[BreakerState, str], None] = lambda state, reason: None,
     ) -> None:
-        """`established`: it has served before, and needs no slow start."""
+        """`established`: it has served before, and needs no slow start. `changed` is told the breaker's new state and
+        the reason."""
         self._rules = rules
         self._clock = clock
         self.window = Window(rules.window_seconds, clock)
-        self._breaker = CircuitBreaker(rules, self.window, clock)
+        self._breaker = CircuitBreaker(rules, self.window, clock, changed)
         self._started: float | None = None if established else clock()
 
     def record(self, outcome: Outcome, seconds: float | None = None) -> None:
@@ -58,9 +64,9 @@ class WorkerHealth:
             if probe:
                 self._breaker.release()
 
-    def eject(self) -> None:
+    def eject(self, reason: str) -> None:
         """It does far worse than its peers."""
-        self._breaker.trip("outlier")
+        self._breaker.trip(reason)
 
     def recover(self) -> None:
         """Whatever was wrong is over: it starts slowly."""

@@ -1,7 +1,8 @@
 """How a worker joins a controller and stays joined.
 
     POST   /internal/workers                  Registration -> RegistrationAnswer; again after a 404 on a heartbeat
-    POST   /internal/workers/{id}/heartbeat   Heartbeat -> 204, or 404: the lease ran out, register again
+    POST   /internal/workers/{id}/heartbeat   Heartbeat -> 200 HeartbeatAnswer where there is something to do, else 204;
+                                              404: the lease ran out, register again
     DELETE /internal/workers/{id}             leaving in good order -> 204
 
 All three carry `Authorization: Bearer <TEPHRA_WORKER_SECRET>`, and so does every request that the controller sends to a
@@ -47,6 +48,10 @@ class WorkerLoad(msgspec.Struct, frozen=True):
     outstanding_tokens: int = 0
     kv_usage: float = 0.0
     kv_tokens: int = 0
+    outstanding_prompt_tokens: int = 0  # of outstanding_tokens, those of prompts
+    prompt_token_seconds: float = 0.0  # measured cost of a prompt token amid other work; 0: not known
+    answer_token_seconds: float = 0.0  # likewise of an answer's token
+    in_hand: int | None = None  # requests that it has taken and not finished, whoever sent them; None: it does not tell
 
 
 class Registration(msgspec.Struct, frozen=True):
@@ -68,3 +73,8 @@ class RegistrationAnswer(msgspec.Struct, frozen=True):
 class Heartbeat(msgspec.Struct, frozen=True):
     load: WorkerLoad
     healthy: bool = True
+    draining: bool = False  # it takes no new requests and finishes what it has in hand
+
+
+class HeartbeatAnswer(msgspec.Struct, frozen=True):
+    drain: bool = False  # the operator wants it to take no new requests; a 204 takes that back

@@ -1,11 +1,17 @@
 """The table of workers in Redis: one key a worker, living as long as its lease, and a channel that tells of changes.
 
 tephra:worker:{id}   WorkerRecord as JSON, expires with the lease
-tephra:workers       set of ids, cleaned of those whose key is gone
+tephra:drain:{id}    Drain as JSON, where an operator drains the worker; outlives its leases by a day
+tephra:workers       set of ids, cleaned of those whose keys are gone
+tephra:era           a name for what is stored: another one, or none, says that Redis forgot what it held
 tephra:members       channel: "+id" joined or changed, "-id" left
 """
 
 from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import redis.asyncio
@@ -13,21 +19,37 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from server.registry.table import WorkerRecord
+from server.registry.records import Drain, Member, WorkerRecord
 
 _INDEX = "tephra:workers"
 _CHANNEL = "tephra:members"
+_ERA = "tephra:era"
 _PATIENCE = 2.0  # seconds for one answer of Redis
+_DRAIN_SECONDS = 24 * 3600  # that a drain outlives the worker's last heartbeat
 MAX_WORKERS = 10_000
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(WorkerRecord).decode
+_record_decoder = msgspec.json.Decoder(WorkerRecord)
+_drain_decoder = msgspec.json.Decoder(Drain)
 
 StoreErrors = (RedisError, OSError)  # the latter with TimeoutError
+_Stored = TypeVar("_Stored")
 
 
 def _key(worker_id: str) -> str:
     return f"tephra:worker:{worker_id}"
+
+
+def _drain_key(worker_id: str) -> str:
+    return f"tephra:drain:{worker_id}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What Redis holds; `era` is empty when it forgot everything."""
+
+    era: str
+    members: list[Member]
 
 
 class RegistryStore:
@@ -47,34 +69,67 @@ class RegistryStore:
     async def ping(self) -> None:
         await self._redis.ping()
 
+    async def era(self) -> str:
+        """The name of what is stored, given now if it has none."""
+        await self._redis.set(_ERA, secrets.token_hex(8), nx=True)
+        return _text(await self._redis.get(_ERA) or b"")
+
     async def write(self, record: WorkerRecord, *, announce: bool) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.set(_key(record.id), _encode(record), px=self._lease_ms)
+            pipe.expire(_drain_key(record.id), _DRAIN_SECONDS)
             pipe.sadd(_INDEX, record.id)
             if announce:
                 pipe.publish(_CHANNEL, f"+{record.id}")
             await pipe.execute()
 
     async def remove(self, worker_id: str) -> None:
+        """A worker that left in good order; a drain was for that process and ends with it."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.delete(_key(worker_id))
+            pipe.delete(_key(worker_id), _drain_key(worker_id))
             pipe.srem(_INDEX, worker_id)
             pipe.publish(_CHANNEL, f"-{worker_id}")
             await pipe.execute()
 
-    async def read(self, worker_id: str) -> WorkerRecord | None:
-        value = await self._redis.get(_key(worker_id))
-        return _record(value)
+    async def drain(self, worker_id: str, request_id: str) -> Drain:
+        """The drain that holds from now on: an earlier one if there is one."""
+        seconds, microseconds = await self._redis.time()
+        await self.restore_drain(worker_id, Drain(seconds + microseconds / 1e6, request_id))
+        held = _decode(_drain_decoder, await self._redis.get(_drain_key(worker_id)))
+        if held is None:
+            raise RedisError("a drain was not kept")
+        return held
 
-    async def read_all(self) -> list[WorkerRecord]:
+    async def restore_drain(self, worker_id: str, drain: Drain) -> None:
+        """Writes it unless another is there."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(_drain_key(worker_id), _encode(drain), nx=True, ex=_DRAIN_SECONDS)
+            pipe.publish(_CHANNEL, f"+{worker_id}")
+            await pipe.execute()
+
+    async def undrain(self, worker_id: str) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.delete(_drain_key(worker_id))
+            pipe.publish(_CHANNEL, f"+{worker_id}")
+            await pipe.execute()
+
+    async def read(self, worker_id: str) -> Member | None:
+        record, drain = await self._redis.mget([_key(worker_id), _drain_key(worker_id)])
+        return _member(record, drain)
+
+    async def read_drain(self, worker_id: str) -> Drain | None:
+        return _decode(_drain_decoder, await self._redis.get(_drain_key(worker_id)))
+
+    async def read_all(self) -> Snapshot:
         ids = [_text(name) for name in await self._redis.smembers(_INDEX)][:MAX_WORKERS]
-        if not ids:
-            return []
-        values = await self._redis.mget([_key(worker_id) for worker_id in ids])
-        gone = [worker_id for worker_id, value in zip(ids, values, strict=True) if value is None]
+        keys = [key(worker_id) for key in (_key, _drain_key) for worker_id in ids]
+        era, *values = await self._redis.mget([_ERA, *keys])
+        records, drains = values[: len(ids)], values[len(ids) :]
+        gone = [worker_id for worker_id, value in zip(ids, records, strict=True) if value is None]
         if gone:
             await self._redis.srem(_INDEX, *gone)
-        return [record for value in values if (record := _record(value)) is not None]
+        members = (_member(record, drain) for record, drain in zip(records, drains, strict=True))
+        return Snapshot(_text(era or b""), [member for member in members if member is not None])
 
     async def next_change(self, wait: float) -> str | None:
         """The next announcement ("+id" or "-id"), or None after `wait` seconds."""
@@ -97,11 +152,16 @@ def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode()
 
 
-def _record(value: bytes | str | None) -> WorkerRecord | None:
-    """Records of another release that cannot be read count as absent: their worker is told to register again."""
+def _member(record: bytes | str | None, drain: bytes | str | None) -> Member | None:
+    known = _decode(_record_decoder, record)
+    return None if known is None else Member(known, _decode(_drain_decoder, drain))
+
+
+def _decode(decoder: msgspec.json.Decoder[_Stored], value: bytes | str | None) -> _Stored | None:
+    """What another release wrote and cannot be read counts as absent: the worker is told to register again."""
     if value is None:
         return None
     try:
-        return _decode(value)
+        return decoder.decode(value)
     except msgspec.MsgspecError:
         return None

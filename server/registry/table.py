@@ -1,120 +1,35 @@
-"""This controller's own view of the workers: what they told, and what it has under way with each.
+"""This controller's table of workers, by id, by model and by version.
 
 Plain memory, changed by `registry.membership` alone as far as members go; no Redis, no HTTP.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-import msgspec
 
 from server.health.rules import HealthRules
-from server.health.worker import WorkerHealth
 from server.metrics import Metrics
-from server.protocol.registration import ModelCard, Registration, WorkerLoad
-from server.routing.base import Work
+from server.registry.records import Member
+from server.registry.worker import Worker
+from server.routing.base import TYPICAL_COSTS, TokenCosts
 
 _REMEMBERED_MODELS = 1000
 _REMEMBERED_SECONDS = 600.0
-
-
-class WorkerRecord(msgspec.Struct, frozen=True):
-    """What is kept of a worker in shared state."""
-
-    registration: Registration
-    load: WorkerLoad
-    healthy: bool
-    heard_at: float  # unix seconds, by the clock of the controller that heard it
-
-    @property
-    def id(self) -> str:
-        return self.registration.worker_id
-
-
-class Worker:
-    """A member, with this controller's account of it."""
-
-    def __init__(self, record: WorkerRecord, rules: HealthRules) -> None:
-        self.record = record
-        self.health = WorkerHealth(rules)
-        self._rules = rules
-        self.in_flight = 0
-        self.lost = False  # its lease ran out
-        self.gone = False  # no member any more, for whichever reason
-        self.heard_here_at = float("-inf")  # monotonic: its last heartbeat that came to this controller
-        self._own_tokens = 0
-        self._foreign_tokens = record.load.outstanding_tokens
-        self._awaited: set[asyncio.Timeout] = set()
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    @property
-    def url(self) -> str:
-        return self.record.registration.url
-
-    @property
-    def card(self) -> ModelCard:
-        return self.record.registration.model
-
-    @property
-    def healthy(self) -> bool:
-        return self.record.healthy and not self.lost
-
-    @property
-    def outstanding_tokens(self) -> int:
-        """Own work by estimate, plus what the worker reported beyond it (other controllers' work)."""
-        return self._own_tokens + self._foreign_tokens
-
-    def update(self, record: WorkerRecord) -> None:
-        if record.heard_at != self.record.heard_at:
-            self._foreign_tokens = max(0, record.load.outstanding_tokens - self._own_tokens)
-        if record.registration.started_at != self.record.registration.started_at:
-            self.health = WorkerHealth(self._rules)  # a new process under the old name
-        self.record = record
-
-    @contextmanager
-    def assigned(self, work: Work) -> Iterator[None]:
-        """Counts `work` as under way here, for one attempt, of which `health.record` is to be told."""
-        self.in_flight += 1
-        self._own_tokens += work.tokens
-        try:
-            with self.health.attempt():
-                yield
-        finally:
-            self.in_flight -= 1
-            self._own_tokens -= work.tokens
-
-    @contextmanager
-    def awaited(self, timeout: asyncio.Timeout) -> Iterator[None]:
-        """While inside, `timeout` runs out at once if the worker's lease does: nobody waits for the dead."""
-        self._awaited.add(timeout)
-        try:
-            yield
-        finally:
-            self._awaited.discard(timeout)
-
-    def give_up(self) -> None:
-        """Its lease ran out."""
-        self.lost = self.gone = True
-        for timeout in self._awaited:
-            timeout.reschedule(asyncio.get_running_loop().time())
+_REMEMBERED_LOST = 100
 
 
 class WorkerTable:
-    """Workers by id and by model."""
-
-    def __init__(self, metrics: Metrics, rules: HealthRules) -> None:
+    def __init__(self, metrics: Metrics, rules: HealthRules, settle_seconds: float) -> None:
+        self.rules = rules
         self._metrics = metrics
-        self._rules = rules
+        self._settle_seconds = settle_seconds
         self._workers: dict[str, Worker] = {}
         self._by_model: dict[str, list[Worker]] = {}
-        self._seen: dict[str, float] = {}  # model -> when it last had a worker, monotonic
+        self._by_version: dict[tuple[str, str], list[Worker]] = {}
+        self._seen: dict[tuple[str, str], float] = {}  # model and version -> when it last had a worker, monotonic
+        self.lost: deque[tuple[Worker, float]] = deque(maxlen=_REMEMBERED_LOST)  # with when, monotonic; newest last
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(sorted(self._workers.values(), key=lambda worker: worker.id))
@@ -125,12 +40,17 @@ class WorkerTable:
     def get(self, worker_id: str) -> Worker | None:
         return self._workers.get(worker_id)
 
-    def serving(self, model: str) -> list[Worker]:
-        return self._by_model.get(model, [])
+    def serving(self, model: str, version: str | None = None) -> list[Worker]:
+        if version is None:
+            return self._by_model.get(model, [])
+        return self._by_version.get((model, version), [])
 
-    def remembers(self, model: str) -> bool:
-        """Whether the model had a worker lately: then it is out of reach rather than unknown."""
-        return time.monotonic() - self._seen.get(model, float("-inf")) < _REMEMBERED_SECONDS
+    def remembers(self, model: str, version: str | None = None) -> bool:
+        """Whether it had a worker lately: then it is out of reach rather than unknown."""
+        limit = time.monotonic() - _REMEMBERED_SECONDS
+        if version is not None:
+            return self._seen.get((model, version), float("-inf")) > limit
+        return any(at > limit for (name, _), at in self._seen.items() if name == model)
 
     @property
     def models(self) -> dict[str, list[Worker]]:
@@ -138,46 +58,83 @@ class WorkerTable:
 
     @property
     def healthy(self) -> int:
-        return sum(worker.healthy for worker in self._workers.values())
+        """Workers that take requests."""
+        return sum(worker.takes_requests for worker in self._workers.values())
 
-    def put(self, record: WorkerRecord) -> Worker:
+    def put(self, member: Member, *, established: bool = False) -> Worker:
+        """`established`: it has served before this controller knew of it, and gets a full share at once."""
+        record = member.record
         worker = self._workers.get(record.id)
         if worker is None:
-            worker = self._workers[record.id] = Worker(record, self._rules)
+            settle = self._settle_seconds
+            worker = Worker(record, self.rules, self._metrics, established=established, settle_seconds=settle)
+            self._workers[record.id] = worker
             self._metrics.registrations.labels("joined").inc()
         else:
             worker.update(record)
+        worker.set_drain(member.drain)
         self._index()
         return worker
 
     def leave(self, worker_id: str) -> Worker | None:
         """The worker went in good order: what it still answers may end in peace."""
-        worker = self._workers.pop(worker_id, None)
+        worker = self._remove(worker_id, "left")
         if worker is not None:
             worker.gone = True
-            self._metrics.registrations.labels("left").inc()
-            self._metrics.forget_worker(worker_id)
-            self._index()
         return worker
 
     def forget(self, worker_id: str) -> None:
         """The worker's lease ran out."""
+        worker = self._remove(worker_id, "forgotten")
+        if worker is not None:
+            self.lost.append((worker, time.monotonic()))
+            worker.give_up()
+
+    def lately_lost(self) -> list[tuple[Worker, float]]:
+        """Workers that were lost and did not come back, with the seconds since; the last first."""
+        now = time.monotonic()
+        return [
+            (worker, now - at)
+            for worker, at in reversed(self.lost)
+            if now - at < _REMEMBERED_SECONDS and worker.id not in self._workers
+        ]
+
+    def _remove(self, worker_id: str, event: str) -> Worker | None:
         worker = self._workers.pop(worker_id, None)
         if worker is not None:
-            self._metrics.registrations.labels("forgotten").inc()
+            self._metrics.registrations.labels(event).inc()
             self._metrics.forget_worker(worker_id)
-            worker.give_up()
             self._index()
+        return worker
 
     def _index(self) -> None:
         by_model: dict[str, list[Worker]] = {}
+        by_version: dict[tuple[str, str], list[Worker]] = {}
         for worker in self:
             by_model.setdefault(worker.card.name, []).append(worker)
+            by_version.setdefault((worker.card.name, worker.card.version), []).append(worker)
         now = time.monotonic()
-        for model in (*self._by_model, *by_model):
-            self._seen[model] = now
+        for served in (*self._by_version, *by_version):
+            self._seen[served] = now
         if len(self._seen) > _REMEMBERED_MODELS:
             self._seen = dict(sorted(self._seen.items(), key=lambda item: item[1])[-_REMEMBERED_MODELS:])
-        self._by_model = by_model
+        self._by_model, self._by_version = by_model, by_version
+        for workers in by_model.values():
+            _set_costs(workers)
         self._metrics.workers.labels("healthy").set(self.healthy)
         self._metrics.workers.labels("unhealthy").set(len(self) - self.healthy)
+
+
+def _set_costs(workers: list[Worker]) -> None:
+    """Each worker's own measured costs; where it tells none, the mean of those that do."""
+    told = [
+        TokenCosts(worker.record.load.prompt_token_seconds, worker.record.load.answer_token_seconds)
+        for worker in workers
+    ]
+    known = [costs for costs in told if costs.prompt > 0 and costs.answer > 0]
+    mean = TYPICAL_COSTS
+    if known:
+        count = len(known)
+        mean = TokenCosts(sum(costs.prompt for costs in known) / count, sum(costs.answer for costs in known) / count)
+    for worker, costs in zip(workers, told, strict=True):
+        worker.costs = costs if costs.prompt > 0 and costs.answer > 0 else mean

@@ -38,7 +38,7 @@ async def test_the_operator_sees_workers_and_recent_requests_but_no_prompts(clie
     status, body = await client.get("/admin/workers")
     assert status == 200
     (seen,) = body["workers"]
-    assert (seen["id"], seen["state"], seen["running"], seen["waiting"]) == ("w1", "ready", 2, 1)
+    assert (seen["id"], seen["state"], seen["running"], seen["waiting"]) == ("w1", "healthy", 2, 1)
     assert (seen["kv_usage"], seen["in_flight"], seen["version"]) == (0.25, 0, "v1")
     status, stats = await client.get("/admin/stats")
     assert status == 200

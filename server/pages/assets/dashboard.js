@@ -85,8 +85,10 @@ function count(number, one, many) {
   return `${number === 0 ? "no" : number} ${number === 1 ? one : many}`;
 }
 
+const READY = new Set(["joining", "healthy", "slow_start"]);
+
 function headline(stats, workers) {
-  const ready = workers.filter((worker) => worker.state === "ready").length;
+  const ready = workers.filter((worker) => READY.has(worker.state)).length;
   const running = count(stats.running, "answer", "answers");
   const words = `${count(ready, "worker", "workers")} ready, ${running} running, ${stats.waiting} waiting.`;
   return words[0].toUpperCase() + words.slice(1);

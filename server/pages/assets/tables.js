@@ -35,7 +35,7 @@ function status(kind, text) {
   return element("span", { class: `status ${kind}` }, text);
 }
 
-const STATES = { ready: "good", unhealthy: "bad", "set aside": "warn" };
+const STATES = { joining: "good", healthy: "good", slow_start: "good", open: "bad", unhealthy: "bad" };
 
 export function workersTable(workers, now) {
   if (!workers.length) return empty("No worker has joined yet.");
@@ -43,7 +43,7 @@ export function workersTable(workers, now) {
     const kv = document.createDocumentFragment();
     kv.append(percent(worker.kv_usage), meter(`KV cache ${percent(worker.kv_usage)} in use`, worker.kv_usage));
     return [
-      status(STATES[worker.state] ?? "warn", worker.state),
+      status(STATES[worker.state] ?? "warn", worker.state.replace("_", " ")),
       both(worker.id, worker.url),
       both(worker.model, worker.version),
       both(worker.engine, worker.device),
