@@ -6,10 +6,13 @@ No HTTP here. `start` needs a reachable Redis; from then on nothing here depends
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from server.admission import Room
 from server.auth import AdminAuth, ClientAuth, WorkerAuth
+from server.auth.keys_file import KeysFileError
 from server.health.rules import HealthRules
+from server.limits.limiter import Limiter
 from server.media.fetch import ImageFetcher, Resolve, resolve_by_system
 from server.media.images import ImageResolver
 from server.metrics import Metrics
@@ -41,6 +44,7 @@ class Controller:
         self.table = WorkerTable(self.metrics, HealthRules.from_settings(settings), settle_seconds)
         try:
             self.store = RegistryStore(settings.redis_url, settings.lease_seconds)
+            self.limiter = Limiter(settings, self.metrics)
         except ValueError as error:
             raise SettingsError(f"--redis-url (TEPHRA_REDIS_URL): {error}") from None
         self.membership = Membership(settings, self.table, self.store, self.metrics)
@@ -50,7 +54,7 @@ class Controller:
         self.watches = Watches()
         router = Router(self.table, make_policy(settings), self.metrics)
         self.relay = Relay(settings, router, self.metrics, self.stats, settings.worker_secret)
-        self.client_auth = ClientAuth(settings.api_keys)
+        self.client_auth = _client_auth(settings, self.metrics)
         self.worker_auth = WorkerAuth(settings.worker_secret)
         self.admin_auth = AdminAuth(settings.admin_key)
         self.stopping = False
@@ -61,9 +65,22 @@ class Controller:
             await self.membership.start()
         except StoreErrors as error:
             raise StateError(f"Redis cannot be reached: {type(error).__name__}; check TEPHRA_REDIS_URL") from error
+        await self.limiter.start()
+        await self.client_auth.start()
         await self.relay.start()
 
     async def stop(self) -> None:
         await self.relay.stop()
+        await self.client_auth.stop()
+        await self.limiter.stop()
         await self.membership.stop()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _client_auth(settings: Settings, metrics: Metrics) -> ClientAuth:
+    """Raises SettingsError when the file of keys cannot be read."""
+    file = Path(settings.keys_file).expanduser() if settings.keys_file else None
+    try:
+        return ClientAuth(settings.api_keys, file, metrics, share_caches=settings.tenant_caches == "shared")
+    except KeysFileError as error:
+        raise SettingsError(f"--keys-file (TEPHRA_KEYS_FILE): {error}") from None

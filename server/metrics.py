@@ -35,6 +35,12 @@ class Metrics:
         self.workers = self._gauge("workers", "Workers registered, by state.", "state")
         self.registry_connected = self._gauge("registry_connected", "1 while shared state (Redis) can be reached.")
         self.registrations = self._counter("registrations", "Workers that joined, left or were forgotten.", "event")
+        self.keys_valid = self._gauge(
+            "keys_valid", "0 while the file of keys cannot be read and the last good keys hold."
+        )
+        self.limits_shared = self._gauge("limits_shared", "1 while limits are held in Redis for all controllers.")
+        self.rate_limited = self._counter("rate_limited", "Requests refused by a limit of their key.", "limit")
+        self.deadlines_exceeded = self._counter("deadlines_exceeded", "Requests ended because their time was over.")
         self.worker_transitions = self._counter("worker_transitions", "Changes of workers' states.", "state")
         self.breaker_changes = self._counter("breaker_changes", "Breakers' new states, with why.", "state", "reason")
         self.worker_ejections = self._counter("worker_ejections", "Workers set aside as outliers.", "fault")

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
+from server.deadline import remaining
 from server.health.worker import Outcome
 from server.logs import log
 from server.metrics import Metrics
+from server.protocol.call_headers import DEADLINE_EXCEEDED, TENANT, TIMEOUT, write_timeout
 from server.protocol.errors import ApiError, unavailable
 from server.registry.table import Worker
 from server.reply import Headers, Reply
@@ -44,6 +46,8 @@ class Call:
     model: str
     work: Work
     version: str | None = None  # of the model, that the answer must be computed on; None: any
+    tenant: str = ""  # whose caches it may use; empty: everybody's
+    deadline: float | None = None  # by the event loop's clock
 
 
 class _Failed(Exception):
@@ -187,6 +191,10 @@ class Relay:
 
     def _headers(self, call: Call) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "X-Request-Id": call.request_id}
+        if call.tenant:
+            headers[TENANT] = call.tenant
+        if call.deadline is not None:
+            headers[TIMEOUT] = write_timeout(remaining(call.deadline))
         if self._authorization:
             headers["Authorization"] = self._authorization
         return headers
@@ -228,7 +236,7 @@ class Relay:
         if status == 200 and response.content_type == "application/json":
             return answer
         if 400 <= status < 600 and _error_code(answer.body):
-            if status in (502, 503, 504):
+            if status in (502, 503, 504) and _error_code(answer.body) != DEADLINE_EXCEEDED:  # which no other can help
                 failed = _Failed(f"status_{status}")
                 failed.answer = answer
                 raise failed
@@ -255,11 +263,11 @@ class Relay:
         progress = StreamProgress()
         while frames:
             self._stats.add_tokens(progress.read(frames))
+            record.completion_tokens = progress.pieces
             clock.reschedule(loop.time() + self._settings.send_seconds)
             await reply.frames(frames)
             clock.reschedule(loop.time() + self._settings.stall_seconds)
             frames = await stream.next()
-        record.completion_tokens = progress.pieces
         if progress.usage is not None:
             record.prompt_tokens = progress.usage.prompt_tokens
             record.completion_tokens = progress.usage.completion_tokens

@@ -26,6 +26,17 @@ class Settings:
         None, "secret shared with the workers; needed unless the controller is alone on this machine", secret=True
     )
     api_keys: tuple[str, ...] = setting((), "comma separated keys that clients must send; none: open", secret=True)
+    keys_file: str | None = setting(
+        None, "file of hashed keys with their limits, made by `tephra keys`; see docs/access.md"
+    )
+    limits_without_redis: str = setting(
+        "local", "while Redis is gone: each controller holds the limits alone, or refuses", choices=("local", "refuse")
+    )
+    tenant_caches: str = setting(
+        "separate",
+        "whether keys of different tenants may share prefix and image caches",
+        choices=("separate", "shared"),
+    )
     admin_key: str | None = setting(
         None, "key of /admin/*; without it only callers on this machine may read there", secret=True
     )
@@ -41,7 +52,9 @@ class Settings:
 
     max_body_bytes: int = setting(64 * MIB, "largest request body")
     body_seconds: float = setting(60.0, "most time for a request body to arrive")
+    request_seconds: float = setting(1800.0, "most time for a request and its answer", least=0.001)
     max_inflight: int = setting(1024, "requests under way at once; more are answered 429")
+    max_queue: int = setting(256, "requests that may wait at each worker of a model; more: 429; 0: no bound")
     max_inflight_bytes: int = setting(2048 * MIB, "memory for request bodies and pictures under way; more: 429")
     max_image_bytes: int = setting(20 * MIB, "largest picture, encoded")
     max_image_pixels: int = setting(64_000_000, "most pixels of one picture")

@@ -22,6 +22,7 @@ class RequestRecord:
     id: str
     route: str
     started_at: float = field(default_factory=time.time)  # unix seconds
+    key: str = ""  # name of the client's key
     model: str = ""
     stream: bool = False
     images: int = 0

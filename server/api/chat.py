@@ -6,7 +6,9 @@ only what decides about safety, cost and the way.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +17,15 @@ from starlette.types import Receive, Scope, Send
 
 from server.admission import Place, image_tokens
 from server.api.body import parse_object, read_body, require_json
+from server.auth import ApiKey
 from server.controller import Controller
+from server.deadline import Deadline
+from server.limits.limiter import Grant
 from server.logs import log, log_exception
-from server.media.images import RequestImages, find_images, run_sized
+from server.media.images import find_images, run_sized
+from server.protocol.call_headers import DEADLINE_EXCEEDED
 from server.protocol.errors import ApiError, bad_request, internal_error, model_not_found, too_large, unavailable
+from server.protocol.openai.bounds import check_bounds, check_context
 from server.protocol.registration import ModelCard
 from server.relay import Call
 from server.reply import REQUEST_ID, Reply
@@ -63,20 +70,41 @@ class GenerationRoute:
 
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply, record: RequestRecord) -> None:
         controller, settings, headers = self._controller, self._controller.settings, scope["headers"]
-        controller.client_auth.check(headers)
+        key = controller.client_auth.check(headers)
+        record.key = key.name
         require_json(headers)
         if controller.stopping:
             raise unavailable("The server is stopping.")
-        with controller.room.enter() as place:
-            body = await read_body(
-                headers, receive, limit=settings.max_body_bytes, seconds=settings.body_seconds, reserve=place.reserve
-            )
-            async with controller.watches.watch(receive):
-                call = await self._prepare(body, place, record)
-                record.prepare_seconds = record.elapsed
-                await controller.relay.answer(call, reply, record)
+        deadline = Deadline(headers, settings.request_seconds, record.elapsed)
+        with controller.room.enter() as place, controller.limiter.enter(key) as grant:
+            reply.headers = grant.headers
+            async with deadline:
+                body = await read_body(
+                    headers,
+                    receive,
+                    limit=settings.max_body_bytes,
+                    seconds=settings.body_seconds,
+                    reserve=place.reserve,
+                )
+                async with controller.watches.watch(receive):
+                    call = await self._prepare(body, place, grant, deadline, record)
+                    record.prepare_seconds = record.elapsed
+                    await self._relay(call, place, grant, reply, record)
 
-    async def _prepare(self, body: bytes, place: Place, record: RequestRecord) -> Call:
+    async def _relay(self, call: Call, place: Place, grant: Grant, reply: Reply, record: RequestRecord) -> None:
+        cut_off = False
+        try:
+            await self._controller.relay.answer(call, reply, record)
+        except asyncio.CancelledError:
+            cut_off = True
+            raise
+        finally:
+            place.answered = reply.status == 200
+            grant.used(_tokens_used(call.work, reply, record, cut_off=cut_off))
+
+    async def _prepare(
+        self, body: bytes, place: Place, grant: Grant, deadline: Deadline, record: RequestRecord
+    ) -> Call:
         """Raises ApiError for what can be refused without asking a worker."""
         controller = self._controller
         payload = await run_sized(controller.pool, len(body), partial(parse_object, body))
@@ -87,26 +115,33 @@ class GenerationRoute:
         if stream is not None and not isinstance(stream, bool):
             raise bad_request("stream: expected true or false", param="stream")
         record.stream = bool(stream)
-        card = self._card(payload.get("model"))
+        check_bounds(payload)
+        card = self._card(payload.get("model"), grant.key)
         record.model = card.name
-        images, tokens = RequestImages(), 0
-        if self._chat:
-            references = find_images(payload.get("messages"))
-            if references:
-                images = await controller.images.resolve(references, card.max_images, place.reserve)
-                tokens = image_tokens(card, images.headers)
-                record.images = len(references)
-        text_bytes = max(0, len(body) - images.data_characters)
-        if images.rewritten:
-            body = await run_sized(controller.pool, images.data_characters, partial(orjson.dumps, payload))
-            if len(body) > (most := controller.settings.max_body_bytes):
-                raise too_large(f"With its pictures the request is larger than {most} bytes.")
-        return Call(record.id, self._path, body, card.name, _estimate(payload, tokens + text_bytes // _BYTES_PER_TOKEN))
+        controller.room.check_queue(controller.table.serving(card.name))
+        references = find_images(payload.get("messages")) if self._chat else []
+        text_bytes = len(body) - sum(len(reference.url) for reference in references)
+        work = _estimate(payload, max(0, text_bytes) // _BYTES_PER_TOKEN)
+        await grant.take(requests=1, tokens=work.tokens, images=len(references))
+        tokens = 0
+        if references:
+            images = await controller.images.resolve(references, card.max_images, place.reserve)
+            tokens = image_tokens(card, images.headers)
+            record.images = len(references)
+            await grant.take(tokens=tokens)
+            if images.rewritten:
+                body = await run_sized(controller.pool, images.data_characters, partial(orjson.dumps, payload))
+                if len(body) > (most := controller.settings.max_body_bytes):
+                    raise too_large(f"With its pictures the request is larger than {most} bytes.")
+        check_context(payload, tokens, card.context_length)
+        work = replace(work, prompt_tokens=min(work.prompt_tokens + tokens, _MAX_EXPECTED))
+        return Call(record.id, self._path, body, card.name, work, tenant=grant.key.tenant, deadline=deadline.at)
 
-    def _card(self, model: object) -> ModelCard:
+    def _card(self, model: object, key: ApiKey) -> ModelCard:
         """The card of the model's roomiest worker: where cards differ, nothing is refused that one of them can take."""
         if not isinstance(model, str) or not 0 < len(model) <= 256:
             raise bad_request("model: expected the name of a model; GET /v1/models lists them.", param="model")
+        key.require_model(model)
         table = self._controller.table
         workers = table.serving(model)
         if workers:
@@ -116,9 +151,15 @@ class GenerationRoute:
         raise model_not_found(model)
 
     async def _fail(self, error: ApiError, reply: Reply, record: RequestRecord) -> None:
+        if error.code == DEADLINE_EXCEEDED:
+            self._controller.metrics.deadlines_exceeded.inc()
         record.error = error.code or error.type
         record.ended = "broken" if reply.started else "error"
-        await reply.error(error)
+        try:
+            async with asyncio.timeout(self._controller.settings.send_seconds):
+                await reply.error(error)
+        except TimeoutError:
+            record.ended = "client_left"  # it takes nothing any more
 
     def _close(self, reply: Reply, record: RequestRecord) -> None:
         controller = self._controller
@@ -132,6 +173,7 @@ class GenerationRoute:
             "request",
             request_id=record.id,
             path=self._path,
+            key=record.key,
             status=record.status,
             ended=record.ended,
             model=record.model,
@@ -152,6 +194,16 @@ def _estimate(payload: dict[str, Any], prompt_tokens: int) -> Work:
     answers = _count(payload.get("n"), 1)
     limit = _count(payload.get("max_completion_tokens"), 0) or _count(payload.get("max_tokens"), _EXPECTED_ANSWER)
     return Work(min(prompt_tokens, _MAX_EXPECTED), min(limit * answers, _MAX_EXPECTED))
+
+
+def _tokens_used(work: Work, reply: Reply, record: RequestRecord, *, cut_off: bool) -> int:
+    """What a request that went to a worker did cost: as the worker reported it, else as far as it can be known."""
+    if record.prompt_tokens:
+        return record.prompt_tokens + record.completion_tokens
+    if reply.streaming:
+        return work.prompt_tokens + record.completion_tokens
+    # An answer that nobody waited for may have been computed to its end; an error was not computed.
+    return work.tokens if cut_off or reply.status == 200 else 0
 
 
 def _count(value: object, default: int) -> int:

@@ -20,6 +20,7 @@ class Live(BaseModel):
 class Ready(BaseModel):
     status: Literal["ready", "degraded"]
     registry: Literal["connected", "lost"]
+    limits: Literal["shared", "local", "refusing"]
     workers: int
     healthy_workers: int
 
@@ -39,10 +40,11 @@ def health_router(controller: Controller) -> APIRouter:
             raise unavailable("The server is stopping.")
         if not healthy:
             raise unavailable(f"No healthy worker: {len(controller.table)} registered.")
-        connected = controller.membership.connected
+        connected, limits = controller.membership.connected, controller.limiter.state
         return Ready(
-            status="ready" if connected else "degraded",
+            status="ready" if connected and limits == "shared" else "degraded",
             registry="connected" if connected else "lost",
+            limits=limits,
             workers=len(controller.table),
             healthy_workers=healthy,
         )

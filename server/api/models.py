@@ -42,12 +42,13 @@ def models_router(controller: Controller) -> APIRouter:
 
     @router.get("/v1/models", summary="List models")
     async def list_models(request: Request) -> ModelList:
-        controller.client_auth.check(request.scope["headers"])
-        return ModelList(data=[_merged(name, workers) for name, workers in sorted(controller.table.models.items())])
+        key = controller.client_auth.check(request.scope["headers"])
+        models = sorted(controller.table.models.items())
+        return ModelList(data=[_merged(name, workers) for name, workers in models if key.may_use(name)])
 
     @router.get("/v1/models/{model:path}", summary="Describe one model")
     async def get_model(model: str, request: Request) -> Model:
-        controller.client_auth.check(request.scope["headers"])
+        controller.client_auth.check(request.scope["headers"]).require_model(model)
         workers = controller.table.serving(model)
         if not workers:
             raise model_not_found(model)

@@ -1,50 +1,14 @@
-"""Who may ask: API keys of clients, the workers' shared secret, the operator's admin key.
-
-Keys are compared as digests in constant time, against every key, so that neither length nor position leaks.
-"""
+"""The doors that are not the clients': the workers' shared secret, the operator's admin key."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
-from collections.abc import Sequence
 
-from server.protocol.errors import ApiError, unauthorized
+from server.auth.bearer import BearerKeys, Headers
+from server.protocol.errors import ApiError
 
-Headers = Sequence[tuple[bytes, bytes]]
 _LOOPBACK_NAMES = (b"localhost", b"127.0.0.1", b"[::1]")
 _PROXY_HEADERS = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
-
-
-class BearerKeys:
-    """A set of keys, any of which opens."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._digests = [_digest(key.encode()) for key in keys]
-
-    @property
-    def required(self) -> bool:
-        return bool(self._digests)
-
-    def opens(self, headers: Headers) -> bool:
-        given = _digest(_bearer(headers))
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return any(matches)
-
-
-class ClientAuth:
-    """/v1/*: open unless keys are configured."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._keys = BearerKeys(keys)
-
-    def check(self, headers: Headers) -> None:
-        """Raises ApiError 401."""
-        if self._keys.required and not self._keys.opens(headers):
-            error = unauthorized()
-            error.headers["WWW-Authenticate"] = "Bearer"
-            raise error
 
 
 class WorkerAuth:
@@ -94,18 +58,6 @@ class AdminAuth:
                 type="permission_error",
                 code="admin_key_not_configured",
             )
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
-
-
-def _bearer(headers: Headers) -> bytes:
-    values = [value for name, value in headers if name == b"authorization"]
-    if len(values) != 1:
-        return b""
-    scheme, _, key = values[0].partition(b" ")
-    return key.strip() if scheme.lower() == b"bearer" else b""
 
 
 def _from_this_machine(headers: Headers, client: tuple[str, int] | None) -> bool:

@@ -1,0 +1,1 @@
+"""What a key may use a minute and at once: token buckets and leases in Redis that hold across controllers."""
