@@ -46,6 +46,9 @@ def up(
     host: Annotated[str, typer.Option(envvar="TEPHRA_HOST", help="Address the API listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="TEPHRA_PORT", help="Port of the API; 0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option(envvar="TEPHRA_WORKERS", help="How many workers to start.")] = 1,
+    processes: Annotated[
+        int, typer.Option(envvar="TEPHRA_PROCESSES", help="How many controller processes answer on the port.")
+    ] = 1,
     redis_url: Annotated[
         str | None, typer.Option(envvar="TEPHRA_REDIS_URL", help="Shared state; an embedded Valkey by default.")
     ] = None,
@@ -70,7 +73,7 @@ def up(
     from deploy.launcher import AlreadyTold, Launch, LaunchError
     from deploy.launcher import up as launch
 
-    options = Launch(model, host, port, workers, redis_url or None, start_seconds, chat_template or None)
+    options = Launch(model, host, port, workers, redis_url or None, start_seconds, chat_template or None, processes)
     try:
         code = launch(options, Console())
     except AlreadyTold:

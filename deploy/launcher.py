@@ -31,6 +31,7 @@ from deploy.folders import new_run_folder, state_folder
 from deploy.supervisor import Part, PartFailed, Probe, Stage, Supervised, last_words
 from model.config.llava import MODEL_TYPES
 from model.config.original import is_original
+from server.settings import MOST_PROCESSES
 from server.state import EmbeddedValkey, StateError
 
 MOST_WORKERS = 64
@@ -69,12 +70,15 @@ class Launch:
     redis_url: str | None = None  # None: an embedded Valkey
     start_seconds: float = 900.0  # most time for a worker to load its model
     chat_template: str | None = None  # name or file; None: the checkpoint's own
+    processes: int = 1  # of the controller
 
 
 def up(launch: Launch, console: Console) -> int:
     """Runs until SIGINT or SIGTERM and returns the exit code. Raises LaunchError when it cannot start."""
     if not 1 <= launch.workers <= MOST_WORKERS:
         raise LaunchError(f"--workers must be 1 to {MOST_WORKERS}, not {launch.workers}.")
+    if not 1 <= launch.processes <= MOST_PROCESSES:
+        raise LaunchError(f"--processes must be 1 to {MOST_PROCESSES}, not {launch.processes}.")
     check_model(launch.model)
     check_template(launch.chat_template)
     port = launch.port or _free_port(launch.host)
@@ -230,7 +234,7 @@ class _System:
             name="controller",
             command=(
                 *(*_MODULE, "server", "--host", self._launch.host, "--port", str(self._port)),
-                *("--shutdown-seconds", f"{_DRAIN_SECONDS:g}"),
+                *("--shutdown-seconds", f"{_DRAIN_SECONDS:g}", "--processes", str(self._launch.processes)),
             ),
             environment=environment,
             log=self._folder / "controller.log",

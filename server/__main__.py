@@ -7,12 +7,18 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import uvloop
 
 from server.controller import Controller
-from server.listen import ControllerServer, bind
+from server.listen import ControllerServer, bind, url_of
+from server.processes import Processes, Seat, SharedPort
 from server.protocol.flags import SettingsError
 from server.protocol.log_lines import configure_logging
 from server.settings import Settings, read_settings
@@ -31,25 +37,67 @@ def run(settings: Settings) -> int:
     """Returns the exit code: 0 after a stop in good order, 1 with one line on stderr when it could not start."""
     configure_logging(settings.log_level, "tephra")
     embedded: EmbeddedValkey | None = None
-    listener: socket.socket | None = None
     try:
         settings, made_secret = with_secret(settings)
-        listener = bind(settings.host, settings.port)
-        if settings.redis_url is None:
-            embedded = EmbeddedValkey()
-            embedded.start()
-            settings = replace(settings, redis_url=embedded.url)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, listener, made_secret))
+        with _port(settings) as port:
+            if settings.redis_url is None:
+                embedded = EmbeddedValkey()
+                embedded.start()
+                settings = replace(settings, redis_url=embedded.url)
+            if isinstance(port, SharedPort):
+                return _run_several(settings, port, made_secret)
+            return _run_alone(settings, port, lambda: _say_ready(settings, url_of(port), made_secret))
     except (SettingsError, StateError) as error:
         return _complain(str(error))
     except OSError as error:
         return _complain(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
     finally:
-        if listener is not None:
-            listener.close()
         if embedded is not None:
             embedded.stop()
+
+
+@contextmanager
+def _port(settings: Settings) -> Iterator[socket.socket | SharedPort]:
+    several = settings.processes > 1
+    port = SharedPort(settings.host, settings.port) if several else bind(settings.host, settings.port)
+    with closing(port):
+        yield port
+
+
+def _run_alone(
+    settings: Settings, listener: socket.socket, on_ready: Callable[[], None], parent: int | None = None
+) -> int:
+    """`parent`: a file descriptor that comes to its end when nobody is left to serve for."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, listener, on_ready, parent))
+
+
+def _run_several(settings: Settings, port: SharedPort, made_secret: bool) -> int:
+    share = _share(settings)
+
+    def serve(seat: Seat) -> int:
+        try:
+            return _run_alone(share, seat.listener, seat.ready, seat.parent)
+        except (SettingsError, StateError) as error:
+            return _complain(str(error))
+
+    with TemporaryDirectory(prefix="tephra-metrics-") as folder:
+        processes = Processes(settings.processes, port, Path(folder), serve, settings.shutdown_seconds)
+        return processes.run(lambda: _say_ready(settings, port.url, made_secret))
+
+
+def _share(settings: Settings) -> Settings:
+    """One process's part of what the controller as a whole may have under way."""
+
+    def part(whole: int) -> int:
+        return -(-whole // settings.processes)
+
+    return replace(
+        settings,
+        max_inflight=part(settings.max_inflight),
+        max_inflight_bytes=part(settings.max_inflight_bytes),
+        media_concurrency=part(settings.media_concurrency),
+    )
 
 
 def with_secret(settings: Settings) -> tuple[Settings, bool]:
@@ -64,18 +112,29 @@ def with_secret(settings: Settings) -> tuple[Settings, bool]:
     return replace(settings, worker_secret=secrets.token_urlsafe(24)), True
 
 
-async def _serve(settings: Settings, listener: socket.socket, made_secret: bool) -> int:
+async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[], None], parent: int | None) -> int:
     server = ControllerServer(Controller(settings), listener)
     loop = asyncio.get_running_loop()
     for one in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(one, server.stop)
+    if parent is not None:
+        loop.add_reader(parent, partial(_stop_orphan, loop, parent, server))
     await server.start()
-    print(f"Tephra controller ready at {server.url}", flush=True)
+    on_ready()
+    await server.wait()
+    return 0
+
+
+def _stop_orphan(loop: asyncio.AbstractEventLoop, parent: int, server: ControllerServer) -> None:
+    loop.remove_reader(parent)
+    server.stop()
+
+
+def _say_ready(settings: Settings, url: str, made_secret: bool) -> None:
+    print(f"Tephra controller ready at {url}", flush=True)
     if made_secret and sys.stderr.isatty():
         # To the terminal of who started it, never to a log: nobody else can tell a worker how to join.
         print(f"Workers join with TEPHRA_WORKER_SECRET={settings.worker_secret}", file=sys.stderr, flush=True)
-    await server.wait()
-    return 0
 
 
 def _complain(message: str) -> int:

@@ -19,20 +19,35 @@ _KEEP_ALIVE = 75  # seconds an idle client connection is kept
 _LAST_WORDS = 0.3  # seconds, of the time to stop, for error events to reach their clients
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Raises OSError when the address is taken or not ours."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Raises OSError when the address is taken or not ours.
+
+    `shared`: others of this user may listen there too, and the socket does not listen yet: connections come to it only
+    once it is served.
+    """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        listener.listen(2048)
+        if not shared:
+            listener.listen(2048)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Under which this machine reaches it."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Uvicorn(uvicorn.Server):
@@ -76,10 +91,7 @@ class ControllerServer:
 
     @property
     def url(self) -> str:
-        host, port = self._listener.getsockname()[:2]
-        if host in ("0.0.0.0", "::"):
-            host = "127.0.0.1" if host == "0.0.0.0" else "::1"
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(self._listener)
 
     async def start(self) -> None:
         """Raises StateError when Redis cannot be reached."""

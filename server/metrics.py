@@ -6,7 +6,12 @@ bounded sets only: routes, statuses, outcomes, and workers that proved the secre
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from server.shared_metrics import shared_exposition
 
 _PREFIX = "tephra_controller"
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -19,8 +24,10 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests answered, by route and status.", "route", "status")
-        self.in_flight = self._gauge("num_requests_running", "Requests under way in this controller.")
-        self.inflight_bytes = self._gauge("inflight_bytes", "Memory held for request bodies and pictures under way.")
+        self.in_flight = self._gauge("num_requests_running", "Requests under way in this controller.", merge="livesum")
+        self.inflight_bytes = self._gauge(
+            "inflight_bytes", "Memory held for request bodies and pictures under way.", merge="livesum"
+        )
         self.ttft = self._histogram(
             "time_to_first_token_seconds", "From a request's arrival to the first byte of a streamed answer.", _TTFT
         )
@@ -55,14 +62,16 @@ class Metrics:
         for outcome in ("ok", "refused", "failed", "unreachable", "abandoned"):
             self.worker_requests.remove(worker_id, outcome)
 
-    def exposition(self) -> bytes:
-        return generate_latest(self.registry)
+    def exposition(self, workers: Collection[str]) -> bytes:
+        """Of all processes of this controller. `workers`: ids of those that are members now."""
+        return shared_exposition(workers) or generate_latest(self.registry)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", help, labels, registry=self.registry)
 
-    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
-        return Gauge(f"{_PREFIX}_{name}", help, labels, registry=self.registry)
+    def _gauge(self, name: str, help: str, *labels: str, merge: Literal["livesum", "livemin"] = "livemin") -> Gauge:
+        """`merge`: what several processes of a controller tell together; livemin where each tells of the same thing."""
+        return Gauge(f"{_PREFIX}_{name}", help, labels, registry=self.registry, multiprocess_mode=merge)
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"{_PREFIX}_{name}", help, labels, buckets=buckets, registry=self.registry)

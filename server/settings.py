@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from server.protocol.flags import SettingsError, check, read, setting
 
 MIB = 1024 * 1024
+MOST_PROCESSES = 64
 ROUTING_POLICIES = ("affinity", "least-outstanding", "power-of-two", "round-robin")
 
 
@@ -19,6 +20,7 @@ class Settings:
 
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8000, "port to listen on; 0 takes a free one")
+    processes: int = setting(1, "controller processes on the port; they share out the max-inflight limits", least=1)
     redis_url: str | None = setting(
         None, "shared state, e.g. redis://host:6379/0; without it an embedded Valkey is started", secret=True
     )
@@ -84,6 +86,8 @@ class Settings:
         check(self)
         if self.port > 65535:
             raise SettingsError(f"--port: {self.port} is no port")
+        if self.processes > MOST_PROCESSES:
+            raise SettingsError(f"--processes: {self.processes} is more than {MOST_PROCESSES}")
         if not self.lease_seconds > self.heartbeat_seconds > 0:
             raise SettingsError("--lease-seconds must be longer than --heartbeat-seconds, and both above 0")
         if self.poll_seconds <= 0:

@@ -51,6 +51,7 @@ def health_router(controller: Controller) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        return Response(controller.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        members = [worker.id for worker in controller.table]
+        return Response(controller.metrics.exposition(members), media_type=CONTENT_TYPE_LATEST)
 
     return router

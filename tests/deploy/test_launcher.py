@@ -135,6 +135,7 @@ def test_a_redis_that_does_not_answer_is_said_in_one_line(tmp_path: Path, checkp
     ("option", "words"),
     [
         (("--workers", "0"), "--workers must be 1 to 64"),
+        (("--processes", "65"), "--processes must be 1 to 64"),
         (("--host", "no.such.host.invalid"), "no address of this machine"),
         (("--host", "192.0.2.1", "--port", "0"), "no address of this machine"),
         (("--port", "70000"), "70000 is no port"),
@@ -215,7 +216,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 def ask(url: str) -> httpx.Response:
     with httpx.Client(trust_env=False, timeout=LIMIT) as client:
-        model = client.get(f"{url}/models").json()["data"][0]["id"]
+        while not (models := client.get(f"{url}/models").json()["data"]):
+            time.sleep(0.05)  # the process that was asked has not heard of the workers yet
+        model = models[0]["id"]
         body = {"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
         return client.post(f"{url}/chat/completions", json=body)
 
@@ -223,8 +226,10 @@ def ask(url: str) -> httpx.Response:
 def test_a_system_starts_survives_a_killed_worker_and_stops_on_ctrl_c(
     start: Callable[..., Running], checkpoint: Path
 ) -> None:
-    running = start("--model", str(checkpoint), "--workers", "2")
+    running = start("--model", str(checkpoint), "--workers", "2", "--processes", "2")
     url = running.until(r"API +(http://\S+/v1)")[1]
+    controllers = [child for child in running.family() if child.cmdline()[1:4] == ["-P", "-m", "server"]]
+    assert len(controllers) == 3  # the two and their parent
     assert ask(url).json()["usage"]["completion_tokens"] >= 1
 
     victim = running.worker_processes()[0]
