@@ -17,13 +17,24 @@ class Gate:
         self._max_images = max_images
         self.requests = 0
         self.images = 0
-        self.draining = False
+        self._stopping = False
+        self._held = False
         self._empty = asyncio.Event()
         self._empty.set()
 
+    @property
+    def draining(self) -> bool:
+        return self._stopping or self._held
+
     def drain(self) -> None:
-        """From now on nobody is let in."""
-        self.draining = True
+        """From now on nobody is let in: the worker stops."""
+        self._stopping = True
+
+    def hold(self, held: bool) -> bool:
+        """Lets nobody in while `held`, which an operator may take back; whether that is a change."""
+        changed = held != self._held
+        self._held = held
+        return changed
 
     async def wait_empty(self) -> None:
         await self._empty.wait()
@@ -31,7 +42,7 @@ class Gate:
     def enter(self) -> Slot:
         """Raises ApiError: 503 while draining, 429 when full."""
         if self.draining:
-            raise unavailable("This worker is about to stop and takes no new requests; send it to another.")
+            raise unavailable("This worker is draining and takes no new requests; send it to another.")
         if self.requests >= self._max_requests:
             raise overloaded(f"This worker has {self.requests} requests in hand, which is its limit.", retry_after=1)
         self.requests += 1

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from server.protocol.registration import Heartbeat, Registration, WorkerLoad
+from server.protocol.registration import Heartbeat, HeartbeatAnswer, Registration, WorkerLoad
 from worker.api.app import create_app
 from worker.api.http import BoundedHeadProtocol
 from worker.engine.protocol import EngineError
@@ -133,8 +133,9 @@ class Worker:
                 started_at=self._started_at,
                 load=_load(service),
             ),
-            # A draining worker is not fit for new requests: the controller need not learn it from a refusal.
-            heartbeat=lambda: Heartbeat(_load(service), service.engine.healthy and not service.gate.draining),
+            # The controller need not learn from a refusal that this worker drains.
+            heartbeat=lambda: Heartbeat(_load(service), service.engine.healthy, service.gate.draining),
+            obey=lambda answer: _obey(service, answer),
         )
 
     def _say_ready(self, service: Service) -> None:
@@ -168,8 +169,28 @@ class _Server(uvicorn.Server):
 
 
 def _load(service: Service) -> WorkerLoad:
-    load = service.engine.load()
-    return WorkerLoad(load.running, load.waiting, load.outstanding_tokens, load.kv_usage, load.kv_tokens)
+    load, costs = service.engine.load(), service.metrics.pace.costs
+    return WorkerLoad(
+        running=load.running,
+        waiting=load.waiting,
+        outstanding_tokens=load.outstanding_tokens,
+        kv_usage=load.kv_usage,
+        kv_tokens=load.kv_tokens,
+        outstanding_prompt_tokens=load.outstanding_prompt_tokens,
+        prompt_token_seconds=costs.prompt,
+        answer_token_seconds=costs.answer,
+        in_hand=service.gate.requests,
+    )
+
+
+def _obey(service: Service, answer: HeartbeatAnswer) -> bool:
+    if not service.gate.hold(answer.drain):
+        return False
+    if answer.drain:
+        log.info("Draining by the controller's word: %d requests in hand", service.gate.requests)
+    else:
+        log.info("Open again by the controller's word")
+    return True
 
 
 def _local_address_toward(url: str) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 import aiohttp
 import msgspec
 
-from server.protocol.registration import Heartbeat, Registration, RegistrationAnswer
+from server.protocol.registration import Heartbeat, HeartbeatAnswer, Registration, RegistrationAnswer
 
 log = logging.getLogger("tephra.membership")
 
@@ -37,11 +37,14 @@ class Membership:
         secret: str | None,
         registration: Callable[[], Registration],
         heartbeat: Callable[[], Heartbeat],
+        obey: Callable[[HeartbeatAnswer], bool] = lambda answer: False,
     ) -> None:
+        """`obey` does what the controller asks for, and tells whether that changed anything."""
         self._workers_url = controller_url.rstrip("/") + "/internal/workers"
         self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self._registration = registration
         self._heartbeat = heartbeat
+        self._obey = obey
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -117,11 +120,13 @@ class Membership:
 
     async def _beat(self) -> bool:
         """False when the controller has forgotten this worker."""
-        status, _ = await self._call("POST", f"/{self._worker_id}/heartbeat", self._heartbeat())
+        status, body = await self._call("POST", f"/{self._worker_id}/heartbeat", self._heartbeat())
         if status == 404:
             return False
         if status not in (200, 204):
             raise _Refused(status)
+        if self._obey(msgspec.json.decode(body, type=HeartbeatAnswer) if body else HeartbeatAnswer()):
+            self.tell_now()
         return True
 
     async def _call(self, method: str, path: str, content: msgspec.Struct | None = None) -> tuple[int, bytes]:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from worker.engine.observer import RequestReport, StepReport
 from worker.engine.protocol import EngineLoad
+from worker.pace import Pace
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
@@ -29,6 +30,7 @@ class WorkerMetrics:
     def __init__(self, model: str, version: str) -> None:
         self._model = model
         self._registry = CollectorRegistry()
+        self.pace = Pace()
         self._preemptions = self._counter("num_preemptions", "Requests set back for want of KV blocks.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._generation_tokens = self._counter("generation_tokens", "Answer tokens drawn.")
@@ -106,6 +108,7 @@ class WorkerMetrics:
         return generate_latest(self._registry)
 
     def step_finished(self, report: StepReport) -> None:
+        self.pace.add(report.prefill_tokens, report.decode_tokens, report.seconds)
         self._preemptions.inc(report.preemptions)
         self._prompt_tokens.inc(report.prefill_tokens)
         self._generation_tokens.inc(report.drawn_tokens)

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 import worker.membership
-from server.protocol.registration import Heartbeat, ModelCard, Registration, WorkerLoad
+from server.protocol.registration import Heartbeat, HeartbeatAnswer, ModelCard, Registration, WorkerLoad
 from worker.membership import Membership
 
 CARD = ModelCard("tiny", "v1", 2048, 0)
@@ -27,6 +27,7 @@ class Controller:
         self.left: list[str] = []
         self.statuses: list[int] = []
         self.secrets: set[str | None] = set()
+        self.wish: dict[str, bool] | None = None
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -48,7 +49,7 @@ class Controller:
         if request.match_info["id"] not in self.members:
             return web.Response(status=404)
         self.beats.append(msgspec.json.decode(await request.read(), type=Heartbeat))
-        return web.Response(status=204)
+        return web.Response(status=204) if self.wish is None else web.json_response(self.wish)
 
     async def leave(self, request: web.Request) -> web.Response:
         self.left.append(request.match_info["id"])
@@ -73,9 +74,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.membership, "FIRST_WAIT", 0.01)
 
 
-def member(url: str, heartbeat: Callable[[], Heartbeat] | None = None) -> Membership:
+def member(
+    url: str,
+    heartbeat: Callable[[], Heartbeat] | None = None,
+    obey: Callable[[HeartbeatAnswer], bool] = lambda answer: False,
+) -> Membership:
     registration = Registration("w-1", "http://127.0.0.1:9", CARD, "native", "cpu", 8, 0.0)
-    return Membership(url, "s3cret", lambda: registration, heartbeat or (lambda: Heartbeat(WorkerLoad(running=2))))
+    told = heartbeat or (lambda: Heartbeat(WorkerLoad(running=2)))
+    return Membership(url, "s3cret", lambda: registration, told, obey)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -148,4 +154,23 @@ async def test_what_must_be_known_now_does_not_wait_for_the_next_beat(controller
     healthy = False
     membership.tell_now()
     await until(lambda: not stand_in.beats[-1].healthy)
+    await membership.leave()
+
+
+async def test_the_controllers_wish_is_obeyed_and_told_of_at_once(controller: tuple[Controller, str]) -> None:
+    stand_in, url = controller
+    held = False
+
+    def obey(answer: HeartbeatAnswer) -> bool:
+        nonlocal held
+        changed, held = answer.drain != held, answer.drain
+        return changed
+
+    membership = member(url, lambda: Heartbeat(WorkerLoad(), draining=held), obey)
+    await membership.start()
+    stand_in.wish = {"drain": True}
+    await until(lambda: stand_in.beats and stand_in.beats[-1].draining)
+    stand_in.wish = None
+    await until(lambda: not stand_in.beats[-1].draining)
+    assert membership.state == "joined"
     await membership.leave()

@@ -166,6 +166,8 @@ class NativeEngine:
             outstanding_tokens=load.outstanding_tokens + sum(sequence.remaining for sequence in arrivals),
             kv_usage=load.kv_usage,
             kv_tokens=load.kv_tokens,
+            outstanding_prompt_tokens=load.outstanding_prompt_tokens
+            + sum(sequence.prompt_length for sequence in arrivals),
             feature_images=self._features.kept,
             feature_bytes=self._features.kept_bytes,
             features_held=len(self._features) - self._features.kept,
@@ -353,6 +355,7 @@ class NativeEngine:
             outstanding_tokens=sum(sequence.remaining for sequence in sequences),
             kv_usage=self._allocator.usage,
             kv_tokens=self._allocator.tokens,
+            outstanding_prompt_tokens=sum(max(0, sequence.prompt_length - sequence.computed) for sequence in sequences),
         )
 
 

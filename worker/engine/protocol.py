@@ -109,6 +109,7 @@ class EngineLoad:
     outstanding_tokens: int  # prompt tokens yet to compute + answer tokens yet to draw, running and waiting
     kv_usage: float  # 0..1 of the KV blocks
     kv_tokens: int  # capacity of the KV cache in tokens
+    outstanding_prompt_tokens: int = 0  # of outstanding_tokens, those that prompts have yet to compute
     feature_images: int = 0  # kept in the vision-feature cache, needed by nobody now
     feature_bytes: int = 0  # of those
     features_held: int = 0  # images whose features running requests hold
