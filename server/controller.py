@@ -15,6 +15,7 @@ from server.health.rules import HealthRules
 from server.limits.limiter import Limiter
 from server.media.fetch import ImageFetcher, Resolve, resolve_by_system
 from server.media.images import ImageResolver
+from server.media.shared_fetches import SharedFetches
 from server.metrics import Metrics
 from server.protocol.flags import SettingsError
 from server.registry.membership import Membership
@@ -49,7 +50,9 @@ class Controller:
             raise SettingsError(f"--redis-url (TEPHRA_REDIS_URL): {error}") from None
         self.membership = Membership(settings, self.table, self.store, self.metrics)
         self.pool = ThreadPoolExecutor(_MEDIA_THREADS, thread_name_prefix="media")
-        self.images = ImageResolver(settings, ImageFetcher(settings, self.metrics, resolve), self.pool, self.metrics)
+        fetcher = ImageFetcher(settings, self.metrics, resolve, keep_seconds=settings.media_cache_seconds)
+        fetches = SharedFetches(fetcher, settings.media_cache_bytes, self.metrics)
+        self.images = ImageResolver(settings, fetches, self.pool, self.metrics)
         self.room = Room(settings, self.metrics)
         self.watches = Watches()
         router = Router(self.table, make_policy(settings), self.metrics)

@@ -11,6 +11,9 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 from urllib.parse import urljoin
 
@@ -20,6 +23,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from prometheus_client import Counter
 
 from server.media.addresses import IPAddress, MediaUrl, is_allowed, parse_media_url
+from server.media.freshness import keep_seconds
+from server.media.policy import PolicySettings, not_allowed, read_policy
 from server.protocol.errors import ApiError, bad_request, too_large
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]  # (host, port) -> addresses
@@ -30,12 +35,17 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_ADDRESSES = 8
 
 
+# Threads of their own: names that take long to resolve must not keep the loop's, which look up the workers, too.
+_LOOKUPS = ThreadPoolExecutor(16, thread_name_prefix="lookup")
+
+
 async def resolve_by_system(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_LOOKUPS, look_up)
     return [str(entry[4][0]) for entry in found]
 
 
-class FetchSettings(Protocol):
+class FetchSettings(PolicySettings, Protocol):
     """The limits that a fetcher holds; `server.settings.Settings` has them, and so have a worker's own."""
 
     @property
@@ -56,26 +66,51 @@ class FetchMetrics(Protocol):
     media_fetches: Counter  # by outcome
 
 
-class ImageFetcher:
-    """fetch(url) -> bytes, or ApiError."""
+@dataclass(frozen=True)
+class Fetched:
+    """A picture's bytes, and for how many seconds the servers on the way to it let them be kept."""
 
-    def __init__(self, settings: FetchSettings, metrics: FetchMetrics, resolve: Resolve = resolve_by_system) -> None:
+    data: bytes
+    keep_seconds: float
+
+
+class ImageFetcher:
+    """get(url) -> the picture, or ApiError."""
+
+    def __init__(
+        self,
+        settings: FetchSettings,
+        metrics: FetchMetrics,
+        resolve: Resolve = resolve_by_system,
+        *,
+        keep_seconds: float = 0.0,
+    ) -> None:
+        """`keep_seconds`: the longest that a picture may be kept. Raises SettingsError for lists that make no sense."""
         self._settings = settings
+        self._policy = read_policy(settings)
+        self._keep_seconds = keep_seconds
         self._metrics = metrics
         self._resolve = resolve
         self._places = asyncio.Semaphore(settings.media_concurrency)
 
-    async def fetch(self, url: str, reserve: Reserve = lambda size: None) -> bytes:
+    async def fetch(self, url: str) -> bytes:
+        """What `get` gives, where nobody keeps it or counts its bytes."""
+        return (await self.get(url)).data
+
+    async def get(self, url: str, reserve: Reserve = lambda size: None) -> Fetched:
         """Raises ApiError 400 (refused, unreachable, not answered with 200, too slow) or 413 (too large)."""
         outcome = "failed"
         try:
             async with asyncio.timeout(self._settings.media_seconds), self._places:
-                data = await self._follow(url, reserve)
+                fetched = await self._follow(url, reserve)
             outcome = "ok"
-            return data
+            return fetched
         except TimeoutError:
             outcome = "timeout"
             raise _failed(f"it did not arrive within {self._settings.media_seconds:g} seconds") from None
+        except asyncio.CancelledError:
+            outcome = "abandoned"
+            raise
         except ApiError as error:
             outcome = "refused" if error.code in ("invalid_image_url", "image_url_not_allowed") else "failed"
             outcome = "too_large" if error.status == 413 else outcome
@@ -83,15 +118,22 @@ class ImageFetcher:
         finally:
             self._metrics.media_fetches.labels(outcome).inc()
 
-    async def _follow(self, url: str, reserve: Reserve) -> bytes:
+    async def _follow(self, url: str, reserve: Reserve) -> Fetched:
+        keep = self._keep_seconds
         for _ in range(self._settings.media_redirects + 1):
-            answer = await self._get(parse_media_url(url), reserve)
-            if isinstance(answer, bytes):
-                return answer
-            url = urljoin(url, answer.location)
+            parsed = parse_media_url(url)
+            self._policy.check(parsed)
+            answer = await self._get(parsed, reserve)
+            keep = min(keep, answer.keep_seconds)
+            if isinstance(answer, Fetched):
+                return Fetched(answer.data, keep)
+            try:
+                url = urljoin(url, answer.location)
+            except ValueError:
+                raise _failed("it was redirected to what is no URL") from None
         raise _failed(f"it was redirected more than {self._settings.media_redirects} times")
 
-    async def _get(self, url: MediaUrl, reserve: Reserve) -> bytes | _Redirect:
+    async def _get(self, url: MediaUrl, reserve: Reserve) -> Fetched | _Redirect:
         addresses = await self._validated_addresses(url)
         connector = aiohttp.TCPConnector(
             resolver=_Pinned(url.host, addresses), use_dns_cache=False, force_close=True, limit=1
@@ -110,9 +152,10 @@ class ImageFetcher:
                     allow_redirects=False,
                     headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "tephra"},
                 ) as response:
+                    keep = keep_seconds(response.headers, self._keep_seconds)
                     if response.status in _REDIRECTS and "Location" in response.headers:
-                        return _Redirect(response.headers["Location"])
-                    return await self._read(response, reserve)
+                        return _Redirect(response.headers["Location"], keep)
+                    return Fetched(await self._read(response, reserve), keep)
             except aiohttp.ConnectionTimeoutError:
                 raise _failed("its server did not accept a connection in time") from None
             except (aiohttp.ClientError, OSError, ValueError):
@@ -148,16 +191,14 @@ class ImageFetcher:
             raise _failed("its host was not found")
         # One forbidden address is enough: a name that points both ways is no honest picture server.
         if not all(is_allowed(one, allow_private=self._settings.media_allow_private) for one in addresses):
-            raise bad_request(
-                "The picture's URL is not accepted: it leads to an address that this server does not fetch from.",
-                code="image_url_not_allowed",
-            )
+            raise not_allowed("it leads to an address that this server does not fetch from")
         return addresses
 
 
+@dataclass(frozen=True)
 class _Redirect:
-    def __init__(self, location: str) -> None:
-        self.location = location
+    location: str
+    keep_seconds: float
 
 
 class _Pinned(AbstractResolver):

@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 
 from model.errors import ImageError
 from model.image_file import ImageHeader, read_header
-from server.media.data_url import decode_data_url, encode_data_url, is_data_url
-from server.media.fetch import ImageFetcher, Reserve
+from server.media.data_url import decode_data_url, decoded_size, encode_data_url, is_data_url
+from server.media.fetch import Reserve
+from server.media.policy import read_policy
+from server.media.shared_fetches import SharedFetches
 from server.metrics import Metrics
-from server.protocol.errors import ApiError, bad_request
+from server.protocol.errors import ApiError, bad_request, too_large
 from server.settings import Settings
 
 INLINE_BYTES = 256 * 1024  # work on more than this goes off the event loop
@@ -87,77 +89,118 @@ def _image_of(part: object, where: str) -> ImageReference | None:
 
 
 class ImageResolver:
-    """Holds the limits, the fetcher and the pool; one for the process."""
+    """Holds the limits, the fetches and the pool; one for the process."""
 
-    def __init__(self, settings: Settings, fetcher: ImageFetcher, pool: Executor, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, fetches: SharedFetches, pool: Executor, metrics: Metrics) -> None:
         self._settings = settings
-        self._fetcher = fetcher
+        self._policy = read_policy(settings)
+        self._fetches = fetches
         self._pool = pool
         self._metrics = metrics
 
-    async def resolve(self, references: list[ImageReference], max_images: int, reserve: Reserve) -> RequestImages:
-        """Reads every header, fetching what stands elsewhere. Raises ApiError that names the part."""
+    async def resolve(
+        self, references: list[ImageReference], max_images: int, reserve: Reserve, tenant: str = ""
+    ) -> RequestImages:
+        """Reads every header, fetching what stands elsewhere. Raises ApiError that names the part.
+
+        `tenant` names who may share fetched pictures; empty: everybody who has no name.
+        """
         try:
-            return await self._resolve(references, max_images, reserve)
+            return await self._resolve(references, max_images, reserve, tenant)
         except ApiError as error:
             self._metrics.image_rejections.labels(error.code or "invalid").inc()
             raise
 
-    async def _resolve(self, references: list[ImageReference], max_images: int, reserve: Reserve) -> RequestImages:
+    async def _resolve(
+        self, references: list[ImageReference], max_images: int, reserve: Reserve, tenant: str
+    ) -> RequestImages:
         if len(references) > max_images:
             raise bad_request(
                 f"The request holds {len(references)} images; this model takes at most {max_images}.",
                 param=references[max_images].param,
                 code="too_many_images",
             )
-        remote = [reference for reference in references if not is_data_url(reference.url)]
-        if remote:
-            await self._put_inline(remote, reserve)
-        characters = sum(len(_url(reference)) for reference in references)
-        headers = await run_sized(self._pool, characters, partial(self._read_headers, references))
-        return RequestImages(tuple(headers), characters, bool(remote))
+        pictures = {reference.url: reference for reference in reversed(references)}  # the first of each
+        budget = _ByteBudget(self._settings.max_request_image_bytes, reserve)
+        for url, reference in pictures.items():
+            if is_data_url(url):
+                with _naming(reference):
+                    self._policy.check_scheme("data")
+                    budget.take(decoded_size(url))  # their memory is the body's
+        remote = [reference for url, reference in pictures.items() if not is_data_url(url)]
+        fetched = await self._fetch_all(remote, budget, tenant) if remote else {}
+        for reference in references:
+            reserve(len(fetched.get(reference.url, b"")) // 3 * 4)
+        size = sum(map(len, pictures)) + sum(map(len, fetched.values()))
+        read = await run_sized(self._pool, size, partial(self._read_all, references, fetched))
+        for reference in references:
+            reference.replace(read[reference.url].url)
+        headers = tuple(read[reference.url].header for reference in references)
+        return RequestImages(headers, sum(len(read[reference.url].url) for reference in references), bool(remote))
 
-    async def _put_inline(self, references: list[ImageReference], reserve: Reserve) -> None:
+    async def _fetch_all(self, references: list[ImageReference], budget: _ByteBudget, tenant: str) -> dict[str, bytes]:
         """Fetches all at once (the fetcher bounds how many); the first that fails ends the others."""
-        urls = list(dict.fromkeys(reference.url for reference in references))
-        tasks: dict[str, asyncio.Task[bytes]] = {}
         try:
             async with asyncio.TaskGroup() as group:
-                for url in urls:
-                    tasks[url] = group.create_task(self._fetch(url, references, reserve))
+                tasks = [group.create_task(self._fetch(reference, budget, tenant)) for reference in references]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        for reference in references:
-            data = tasks[reference.url].result()
-            reserve(len(data) // 3 * 4)
-            with _naming(reference):
-                reference.replace(await run_sized(self._pool, len(data), partial(self._inline, data)))
+        return {reference.url: task.result() for reference, task in zip(references, tasks, strict=True)}
 
-    async def _fetch(self, url: str, references: list[ImageReference], reserve: Reserve) -> bytes:
-        with _naming(next(reference for reference in references if reference.url == url)):
-            return await self._fetcher.fetch(url, reserve)
+    async def _fetch(self, reference: ImageReference, budget: _ByteBudget, tenant: str) -> bytes:
+        with _naming(reference):
+            return await self._fetches.fetch(tenant, reference.url, budget.reserve)
 
-    def _inline(self, data: bytes) -> str:
-        return encode_data_url(data, self._header(data).format)
-
-    def _read_headers(self, references: list[ImageReference]) -> list[ImageHeader]:
-        headers: list[ImageHeader] = []
+    def _read_all(self, references: list[ImageReference], fetched: dict[str, bytes]) -> dict[str, _Read]:
+        """Holds the budget of pixels picture by picture, in order."""
+        read: dict[str, _Read] = {}
         pixels = 0
         for reference in references:
+            url = reference.url
             with _naming(reference):
-                header = self._header(decode_data_url(_url(reference), self._settings.max_image_bytes))
-                pixels += header.width * header.height
+                if url not in read:
+                    read[url] = self._read(url, fetched.get(url))
+                pixels += read[url].header.width * read[url].header.height
                 if pixels > self._settings.max_request_pixels:
                     most = self._settings.max_request_pixels
                     raise bad_request(f"The images together hold more than {most} pixels.", code="too_many_pixels")
-            headers.append(header)
-        return headers
+        return read
 
-    def _header(self, data: bytes) -> ImageHeader:
+    def _read(self, url: str, fetched: bytes | None) -> _Read:
+        data = decode_data_url(url, self._settings.max_image_bytes) if fetched is None else fetched
         try:
-            return read_header(data, max_pixels=self._settings.max_image_pixels)
+            header = read_header(data, max_pixels=self._settings.max_image_pixels)
         except ImageError as error:
             raise bad_request(str(error), code="invalid_image") from error
+        return _Read(header, url if fetched is None else encode_data_url(data, header.format))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture whose header was read, and the data URL that holds it."""
+
+    header: ImageHeader
+    url: str
+
+
+class _ByteBudget:
+    """What all pictures of one request may have together, held while they arrive."""
+
+    def __init__(self, limit: int, reserve: Reserve) -> None:
+        self._limit = limit
+        self._reserve = reserve
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        """Raises ApiError 413."""
+        self._taken += size
+        if self._taken > self._limit:
+            raise too_large(f"The pictures of the request are together larger than {self._limit} bytes.")
+
+    def reserve(self, size: int) -> None:
+        """Also takes the memory for them. Raises ApiError 413, or 429 when the controller is full."""
+        self.take(size)
+        self._reserve(size)
 
 
 class _naming:
@@ -172,11 +215,6 @@ class _naming:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ApiError) and error.param is None:
             error.param = self._param
-
-
-def _url(reference: ImageReference) -> str:
-    image = reference.part["image_url"]
-    return str(image if isinstance(image, str) else image["url"])
 
 
 async def run_sized(pool: Executor, size: int, work: Callable[[], _Result]) -> _Result:

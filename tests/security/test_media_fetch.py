@@ -14,7 +14,7 @@ from server.metrics import Metrics
 from server.protocol.errors import ApiError, overloaded
 from server.settings import Settings
 
-OPEN = Settings(media_allow_private=True, media_seconds=5.0, max_image_bytes=100_000)
+OPEN = Settings(media_allow_private=True, media_ports="*", media_seconds=5.0, max_image_bytes=100_000)
 
 
 class Names:
@@ -218,6 +218,6 @@ async def test_bytes_are_reserved_before_they_are_kept(harm):
             raise overloaded("full", 1)
 
     with pytest.raises(ApiError) as caught:
-        await ImageFetcher(OPEN, Metrics()).fetch(f"http://127.0.0.1:{port}/endless", reserve)
+        await ImageFetcher(OPEN, Metrics()).get(f"http://127.0.0.1:{port}/endless", reserve)
     assert caught.value.status == 429
     await asyncio.wait_for(cut.wait(), 10)

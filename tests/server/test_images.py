@@ -161,7 +161,7 @@ async def pictures(stack, png):
 async def test_a_picture_by_url_is_fetched_here_and_put_inline(
     start_controller, start_worker, pictures, png, data_url, with_image, form
 ):
-    client = await start_controller(media_allow_private=True)
+    client = await start_controller(media_allow_private=True, media_ports="*")
     worker = await start_worker("w1", client)
     base, asked = pictures
     content = with_image(f"{base}/moved.png")
@@ -181,7 +181,7 @@ async def test_a_picture_by_url_is_fetched_here_and_put_inline(
 async def test_a_picture_that_cannot_be_had_is_400_naming_the_part(
     start_controller, start_worker, pictures, with_image
 ):
-    client = await start_controller(media_allow_private=True)
+    client = await start_controller(media_allow_private=True, media_ports="*")
     worker = await start_worker("w1", client)
     base, _ = pictures
     status, error = await refusal(client, with_image(f"{base}/none.png"))
@@ -196,7 +196,10 @@ async def test_a_picture_that_cannot_be_had_is_400_naming_the_part(
     assert client.controller.room.bytes == 0
 
 
-async def test_by_default_no_url_leads_into_the_controllers_own_network(client, start_worker, pictures, with_image):
+async def test_by_default_no_url_leads_into_the_controllers_own_network(
+    start_controller, start_worker, pictures, with_image
+):
+    client = await start_controller(media_ports="*")
     worker = await start_worker("w1", client)
     base, asked = pictures
     for url in (f"{base}/picture.png", base.replace("127.0.0.1", "localhost") + "/picture.png"):
@@ -210,7 +213,7 @@ async def test_by_default_no_url_leads_into_the_controllers_own_network(client, 
 async def test_fetched_pictures_count_against_the_memory_of_the_controller(
     start_controller, start_worker, pictures, png, with_image
 ):
-    client = await start_controller(media_allow_private=True, max_inflight_bytes=300)
+    client = await start_controller(media_allow_private=True, media_ports="*", max_inflight_bytes=300)
     await start_worker("w1", client)
     base, _ = pictures
     status, _, _ = await client.chat(with_image(f"{base}/picture.png"))
