@@ -1,6 +1,6 @@
 # Needs Python 3.11+ and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm bench system-deps clean
+.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm bench soak system-deps clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,6 +55,9 @@ test-vllm: install-dev $(VLLM)/.installed ## The same checkpoints in vLLM, token
 
 bench: install-dev $(VLLM)/.installed build/llava-0.7b ## Our worker, vLLM and transformers side by side (idle machine, hours)
 	$(BIN)/tephra bench compare --model build/llava-0.7b --engines tephra,vllm,transformers --vllm-python $(VLLM)/bin/python $(ARGS)
+
+soak: install-dev ## Twenty minutes of everything at once: nothing lost, nothing left behind (idle machine)
+	$(BIN)/tephra bench soak --model demo $(ARGS)
 
 system-deps: ## Debian packages that only the browser tests need (as root)
 	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "system-deps needs root and apt-get; install chromium, chromium-driver and fonts-noto-color-emoji by hand."; exit 1; fi

@@ -5,19 +5,22 @@ Only the command line is here; the work is `benchmarks`, which is imported when 
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from deploy.measuring import fail, needs_psutil, result_files
+from deploy.steadiness import determinism, soak
 
 if TYPE_CHECKING:
     from benchmarks.workload import Workload
 
 app = typer.Typer(help="Measure servers under load with pictures.", no_args_is_help=True)
+app.command()(determinism)
+app.command()(soak)
 
 
 class Images(StrEnum):
@@ -73,7 +76,7 @@ def serve(
     ),
 ) -> None:
     """Drive one server with pictures; print latencies, throughput and errors. Ctrl-C ends it early, with figures."""
-    _needs_psutil()
+    needs_psutil()
     from rich.console import Console
 
     from benchmarks.drive import Load
@@ -83,7 +86,7 @@ def serve(
     from benchmarks.target import TargetError
 
     if plot_file is not None and plot_file.suffix.lower() != ".svg":
-        _fail(f"--plot {plot_file}: expected a name that ends in .svg")
+        fail(f"--plot {plot_file}: expected a name that ends in .svg")
     try:
         limits = Limits.parse(slo)
         if not stream and limits.stated.keys() - {"e2e"}:
@@ -95,7 +98,7 @@ def serve(
         asked = Serve(url, workload, load, limits, model, api_key, request_timeout, json_file, plot_file)
         code = run(asked, Console())
     except (ValueError, TargetError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     raise typer.Exit(code)
 
 
@@ -138,16 +141,14 @@ def compare(
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Default: the same, ending in .md.")] = None,
 ) -> None:
     """Start several servers on one checkpoint, one after another and repeatedly, and print how they compare."""
-    _needs_psutil()
-    import time
-
+    needs_psutil()
     from rich.console import Console
 
     from benchmarks.compare import Compare, CompareError
     from benchmarks.compare import compare as run
     from benchmarks.engines import parse_engines
 
-    file = Path("benchmarks", "results", f"{time.strftime('%Y-%m-%d')}-{name}.json")
+    file, page = result_files(name, json_file, markdown_file)
     try:
         asked = Compare(
             model=model,
@@ -160,8 +161,8 @@ def compare(
             waves=waves,
             warm_up=warmup,
             name=name,
-            json=json_file or file,
-            markdown=markdown_file or (json_file or file).with_suffix(".md"),
+            json=file,
+            markdown=page,
             dtype=dtype,
             vllm_python=vllm_python,
             start_seconds=start_timeout,
@@ -171,7 +172,7 @@ def compare(
         )
         code = run(asked, Console())
     except (ValueError, CompareError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     raise typer.Exit(code)
 
 
@@ -236,15 +237,5 @@ def make_checkpoint(
                 progress=progress,
             )
     except (ModelError, DemoError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     console.print(f"{folder} is ready: tephra bench compare --model {folder}", highlight=False, soft_wrap=True)
-
-
-def _needs_psutil() -> None:
-    if importlib.util.find_spec("psutil") is None:
-        _fail("psutil is not installed: 'make install EXTRAS=bench' brings what this command needs.")
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"tephra: {message}", file=sys.stderr)
-    raise typer.Exit(1)
