@@ -54,13 +54,17 @@ class Metrics:
         self.routing_decisions = self._counter("routing_decisions", "Workers chosen, by why.", "reason")
         self.admin_actions = self._counter("admin_actions", "What operators asked for.", "action", "outcome")
         self.media_fetches = self._counter("media_fetches", "Pictures fetched for requests, by outcome.", "outcome")
-        self.media_fetches_running = self._gauge("media_fetches_running", "Pictures being fetched now.")
+        self.media_fetches_running = self._gauge(
+            "media_fetches_running", "Pictures being fetched now.", merge="livesum"
+        )
         self.media_fetches_joined = self._counter(
             "media_fetches_joined", "Pictures asked for while the same tenant's fetch of them was under way."
         )
         self.media_cache_queries = self._counter("media_cache_queries", "Pictures asked for by URL.")
         self.media_cache_hits = self._counter("media_cache_hits", "Pictures asked for by URL that were still kept.")
-        self.media_cache_bytes = self._gauge("media_cache_bytes", "Memory held for fetched pictures that are kept.")
+        self.media_cache_bytes = self._gauge(
+            "media_cache_bytes", "Memory held for fetched pictures that are kept.", merge="livesum"
+        )
         self.image_rejections = self._counter(
             "image_rejections", "Requests refused because of a picture, before anything was decoded.", "reason"
         )

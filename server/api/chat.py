@@ -125,7 +125,7 @@ class GenerationRoute:
         await grant.take(requests=1, tokens=work.tokens, images=len(references))
         tokens = 0
         if references:
-            images = await controller.images.resolve(references, card.max_images, place.reserve)
+            images = await controller.images.resolve(references, card.max_images, place.reserve, grant.key.tenant)
             tokens = image_tokens(card, images.headers)
             record.images = len(references)
             await grant.take(tokens=tokens)

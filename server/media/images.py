@@ -99,7 +99,7 @@ class ImageResolver:
         self._metrics = metrics
 
     async def resolve(
-        self, references: list[ImageReference], max_images: int, reserve: Reserve, tenant: str = ""
+        self, references: list[ImageReference], max_images: int, reserve: Reserve, tenant: str
     ) -> RequestImages:
         """Reads every header, fetching what stands elsewhere. Raises ApiError that names the part.
 
