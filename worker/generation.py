@@ -7,11 +7,13 @@ errors are ApiErrors because they are written for the client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import math
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
+from server.protocol.call_headers import deadline_exceeded
 from server.protocol.continuing import Told
 from server.protocol.errors import ApiError, bad_request, overloaded, unavailable
 from worker.answers.answer import Answer, AnswerPiece
@@ -51,10 +53,24 @@ class TokenCounts:
 class Generation:
     """All answers of one request."""
 
-    def __init__(self, engine: Engine, answers: Sequence[Running], deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        answers: Sequence[Running],
+        deadline_seconds: float,
+        over: Callable[[Literal["queue", "answer"]], None],
+    ) -> None:
+        """`over` is told when the time ran out: before the first token or after it."""
         self._engine = engine
         self._answers = answers
         self._deadline_seconds = deadline_seconds
+        self._end_at = math.inf
+        self._over = over
+        self._begun = False
+
+    def end_by(self, deadline: float, seconds: float) -> None:
+        """Ends by that time of the event loop's clock, if not before; the client had given it so many seconds."""
+        self._end_at, self._deadline_seconds = deadline, min(seconds, self._deadline_seconds)
 
     def replay(self) -> Iterator[tuple[int, AnswerPiece]]:
         """What another worker has given out of answers that it could not finish. Raises ApiError 400.
@@ -94,7 +110,7 @@ class Generation:
         """(answer, piece), until every answer has given its last. Raises ApiError."""
         queue: asyncio.Queue[tuple[int, AnswerPiece] | Exception] = asyncio.Queue(_AHEAD)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._deadline_seconds
+        deadline = min(loop.time() + self._deadline_seconds, self._end_at)
         pumps = [
             loop.create_task(self._pump(index, running, queue))
             for index, running in enumerate(self._answers)
@@ -106,6 +122,7 @@ class Generation:
                 item = await self._next(queue, deadline)
                 if isinstance(item, Exception):
                     raise item
+                self._begun = True
                 unfinished -= item[1].finish_reason is not None
                 yield item
         finally:
@@ -120,12 +137,8 @@ class Generation:
             async with asyncio.timeout_at(deadline):
                 return await queue.get()
         except TimeoutError:
-            return ApiError(
-                504,
-                f"The answer took longer than the {self._deadline_seconds:g} s that a request may take.",
-                type="server_error",
-                code="timeout",
-            )
+            self._over("answer" if self._begun else "queue")
+            return deadline_exceeded(self._deadline_seconds)
 
     async def _pump(
         self, index: int, running: Running, queue: asyncio.Queue[tuple[int, AnswerPiece] | Exception]

@@ -7,6 +7,7 @@ reports from its own thread through `EngineObserver`; prometheus-client's collec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
@@ -57,6 +58,13 @@ class WorkerMetrics:
 
         self._images = self._counter("encoded_images", "Images that went through the vision tower.", _OURS)
         self._tiles = self._counter("encoded_tiles", "Tiles that went through the vision tower.", _OURS)
+        self._deadlines = Counter(
+            "deadlines_exceeded",
+            "Requests whose time ran out, by where they were then.",
+            ("model_name", "stage"),
+            registry=None,
+        )
+        self._show(self._deadlines, _OURS)
         self._failures = self._counter("request_failures", "Requests that ended with an engine error.", _OURS)
         self.media_fetches = Counter(
             "media_fetches", "Images fetched for requests, by outcome.", ("outcome",), registry=None
@@ -139,6 +147,9 @@ class WorkerMetrics:
         ):
             if seconds is not None:
                 histogram.observe(seconds)
+
+    def deadline_exceeded(self, stage: Literal["intake", "queue", "answer"]) -> None:
+        self._deadlines.labels(self._model, stage).inc()
 
     def grammar_asked(self, kind: str) -> None:
         self._grammar_requests.labels(self._model, kind).inc()

@@ -138,7 +138,7 @@ class Service:
                 answers.append(Running(engine_request, Answer(self.tokens, rules), place, matcher, before))
         if unknown := [index for index in told if index >= len(answers)]:
             raise bad_request(f"There is no answer {unknown[0]} to carry on.", code="continuation_refused")
-        return Generation(self.engine, answers, self.limits.request_seconds)
+        return Generation(self.engine, answers, self.limits.request_seconds, self.metrics.deadline_exceeded)
 
 
 def call_reader(calling: Calling) -> CallReader:

@@ -21,6 +21,7 @@ from worker.api.responses import DONE, EventStream, json_response, sse_frame, un
 from worker.api.shapes import AnswerHeader, AnswerShape, CallShape, ChatShape, CompletionShape, usage_json
 from worker.generation import Generation
 from worker.service import Service, call_reader, new_answer_id, unix_now
+from worker.terms import Terms
 
 Pieces = AsyncGenerator[tuple[int, AnswerPiece], None]
 
@@ -34,18 +35,32 @@ def completion_routes(service: Service) -> APIRouter:
         calling = service.calling(body)
         calls = CallShape(lambda: call_reader(calling), named=calling.named) if calling is not None else None
         journey = Journey(request, body, service)
-        body = journey.with_seed(body)
+        terms: Terms = request.state.terms
+        body = terms.salted(journey.with_seed(body))
         shape = ChatShape(_header(service, "chatcmpl", journey), scored=bool(body.logprobs), calls=calls)
         return await _respond(
-            request, body, shape, journey, lambda: service.chat(body, request.state.slot, calling, journey.told)
+            request,
+            body,
+            shape,
+            journey,
+            lambda: terms.prepare(
+                service.chat(body, request.state.slot, calling, journey.told), service.metrics.deadline_exceeded
+            ),
         )
 
     async def completions(request: Request, body: CompletionRequest) -> Any:
         """Continues raw text; no chat template, no pictures."""
         journey = Journey(request, body, service)
-        body = journey.with_seed(body)
+        terms: Terms = request.state.terms
+        body = terms.salted(journey.with_seed(body))
         shape = CompletionShape(_header(service, "cmpl", journey), scored=body.logprobs is not None)
-        return await _respond(request, body, shape, journey, lambda: service.complete(body, journey.told))
+        return await _respond(
+            request,
+            body,
+            shape,
+            journey,
+            lambda: terms.prepare(service.complete(body, journey.told), service.metrics.deadline_exceeded),
+        )
 
     router.post("/v1/chat/completions", response_model=ChatCompletion, responses=CHAT_RESPONSES)(chat_completions)
     router.post("/v1/completions", response_model=Completion, responses=TEXT_RESPONSES)(completions)

@@ -19,6 +19,7 @@ from server.protocol.errors import ApiError, internal_error, unauthorized
 from worker.api.body import ClientGone
 from worker.api.responses import error_response
 from worker.gate import Gate
+from worker.terms import Terms
 
 log = logging.getLogger("tephra.access")
 
@@ -94,7 +95,8 @@ class Front:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             raise ApiError(431, f"The headers are larger than the {MAX_HEADER_BYTES} bytes that are accepted.")
         if scope["path"] not in OPEN_PATHS:
-            scope["state"]["from_controller"] = self._check_key(headers.get(b"authorization", b""))
+            trusted = scope["state"]["from_controller"] = self._check_key(headers.get(b"authorization", b""))
+            scope["state"]["terms"] = Terms.read(headers, from_controller=trusted)
         if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
