@@ -62,9 +62,15 @@ def parse_media_url(url: str) -> MediaUrl:
     """Raises ApiError 400 that says what is wrong with the URL (and does not repeat it)."""
     if len(url) > MAX_URL_LENGTH:
         raise _refused(f"it is longer than {MAX_URL_LENGTH} characters")
+    if "\\" in url:
+        raise _refused("it holds a backslash")
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise _refused("it holds white space or control characters")
+    if not url.isascii():
+        raise _refused("percent-encode what is not ASCII in it, and write its host in its ASCII form (xn--...)")
     scheme = url.partition(":")[0].lower()
     if scheme not in ("http", "https") or not url[len(scheme) :].startswith("://"):
-        raise _refused("only data:, http:// and https:// are accepted")
+        raise _refused("only data:, http:// and https:// are accepted; files are never read")
     if not _URL_CHARACTERS.fullmatch(url):
         raise _refused("it holds characters that a URL must percent-encode")
     try:

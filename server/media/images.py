@@ -120,7 +120,9 @@ class ImageResolver:
                 param=references[max_images].param,
                 code="too_many_images",
             )
-        pictures = {reference.url: reference for reference in reversed(references)}  # the first of each
+        pictures: dict[str, ImageReference] = {}
+        for reference in references:
+            pictures.setdefault(reference.url, reference)
         budget = _ByteBudget(self._settings.max_request_image_bytes, reserve)
         for url, reference in pictures.items():
             if is_data_url(url):
