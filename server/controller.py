@@ -18,6 +18,7 @@ from server.media.images import ImageResolver
 from server.media.shared_fetches import SharedFetches
 from server.metrics import Metrics
 from server.protocol.flags import SettingsError
+from server.quarantine import Quarantine
 from server.registry.membership import Membership
 from server.registry.store import RegistryStore, StoreErrors
 from server.registry.table import WorkerTable
@@ -46,6 +47,9 @@ class Controller:
         try:
             self.store = RegistryStore(settings.redis_url, settings.lease_seconds)
             self.limiter = Limiter(settings, self.metrics)
+            self.quarantine = Quarantine(
+                settings.redis_url, settings.quarantine_seconds, settings.poll_seconds, self.metrics
+            )
         except ValueError as error:
             raise SettingsError(f"--redis-url (TEPHRA_REDIS_URL): {error}") from None
         self.membership = Membership(settings, self.table, self.store, self.metrics)
@@ -56,7 +60,7 @@ class Controller:
         self.room = Room(settings, self.metrics)
         self.watches = Watches()
         router = Router(self.table, make_policy(settings), self.metrics)
-        self.relay = Relay(settings, router, self.metrics, self.stats, settings.worker_secret)
+        self.relay = Relay(settings, router, self.metrics, self.stats, settings.worker_secret, self.quarantine)
         self.client_auth = _client_auth(settings, self.metrics)
         self.worker_auth = WorkerAuth(settings.worker_secret)
         self.admin_auth = AdminAuth(settings.admin_key)

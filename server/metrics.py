@@ -37,6 +37,14 @@ class Metrics:
         self.generation_tokens = self._counter("generation_tokens", "Answer tokens relayed (as reported or as seen).")
         self.worker_requests = self._counter("worker_requests", "Attempts sent to a worker.", "worker", "outcome")
         self.retries = self._counter("retries", "Attempts repeated at another worker.", "reason")
+        self.streams_carried_over = Counter(
+            "tephra:streams_carried_over",
+            "Streams that another worker carried on, by what had become of the one before.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.requests_quarantined = self._counter("requests_quarantined", "Requests at which two workers were lost.")
+        self.quarantine_refusals = self._counter("quarantine_refusals", "Requests refused because they are the same.")
         self.streams_broken = self._counter("streams_broken", "Streams that ended with an error event.", "reason")
         self.client_disconnects = self._counter("client_disconnects", "Clients that left before their answer's end.")
         self.workers = self._gauge("workers", "Workers registered, by state.", "state")

@@ -1,8 +1,10 @@
 """Carries a request to a worker and its answer back.
 
 Until the first byte of an answer has gone to the client, a failed attempt is repeated at another worker, within a
-budget; after it, a stream that breaks ends with an error event. It knows nothing of prompts or pictures. Cancelling the
-task that runs `answer` closes the connection to the worker at once, which is how the work there is cancelled.
+budget; after it, another worker of the same version carries the stream on from the tokens already sent, where the
+workers can do that (`server.protocol.continuing`), and else it ends with an error event. It knows nothing of prompts
+or pictures. Cancelling the task that runs `answer` closes the connection to the worker at once, which is how the work
+there is cancelled.
 """
 
 from __future__ import annotations
@@ -10,30 +12,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 import aiohttp
-import msgspec
 
+from server.carry_over import CarryOver
 from server.deadline import remaining
 from server.health.worker import Outcome
 from server.logs import log
 from server.metrics import Metrics
-from server.protocol.call_headers import DEADLINE_EXCEEDED, TENANT, TIMEOUT, write_timeout
+from server.probes import Probes
+from server.protocol.call_headers import TENANT, TIMEOUT, write_timeout
+from server.protocol.continuing import ALIVE_SECONDS, CONTINUE, RESUMABLE
 from server.protocol.errors import ApiError, unavailable
+from server.quarantine import Case, Quarantine
 from server.registry.table import Worker
-from server.reply import Headers, Reply
+from server.reply import Reply
 from server.retries import RetryBudget
 from server.routing.base import Work
 from server.routing.router import Router
 from server.settings import Settings
-from server.sse import FrameCutter, FrameTooLong, StreamProgress, Usage
+from server.sse import DONE_FRAME, FrameTooLong, StreamProgress
 from server.stats import RequestRecord, Stats
+from server.upstream import Failed, Stream, WholeAnswer, read_whole
 from server.watch import ClientLeft
 
-_READ_SIZE = 64 * 1024
-_MAX_ERROR_BODY = 1024 * 1024
 _KEEP_ALIVE = 4.0  # seconds: shorter than any server's, so that an idle connection is rarely closed under us
+_FIRST_PAUSE = 0.2  # seconds until a worker is looked for again that could carry on a stream; doubled each time
+_MISSED = 3  # signs of life that a stream may miss
 
 
 @dataclass(frozen=True)
@@ -45,54 +52,51 @@ class Call:
     body: bytes
     model: str
     work: Work
-    version: str | None = None  # of the model, that the answer must be computed on; None: any
     tenant: str = ""  # whose caches it may use; empty: everybody's
     deadline: float | None = None  # by the event loop's clock
+    version: str | None = None  # of the model, that the answer must be computed on; None: any
 
 
-class _Failed(Exception):
-    """An attempt that ended before anything went to the client."""
+@dataclass
+class _Journey:
+    """One request's way through the workers."""
 
-    def __init__(self, reason: str, *, may_repeat_here: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.may_repeat_here = may_repeat_here
-        self.answer: _Answer | None = None  # what to pass on if nobody else can answer
-
-
-class _ErrorAnswer(msgspec.Struct):
-    class Detail(msgspec.Struct):
-        message: str
-        type: object = None
-        code: object = None
-
-    error: Detail
-
-
-class _Completion(msgspec.Struct):
-    usage: Usage | None = None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """A whole answer that is not a stream."""
-
-    status: int
-    body: bytes
-    headers: Headers
+    call: Call
+    reply: Reply
+    record: RequestRecord
+    case: Case
+    tried: set[str] = field(default_factory=set)
+    repeated_at: set[str] = field(default_factory=set)
+    last: Failed | None = None
+    carry: CarryOver = field(default_factory=CarryOver)
+    progress: StreamProgress = field(default_factory=StreamProgress)
+    broken: str = ""  # why the stream waits to be carried on
+    state: bytes = b""  # what the next worker is told of it
+    legs: int = 0  # workers that have sent a part of the stream
+    give_up_at: float = 0.0  # by the event loop's clock
+    pause: float = _FIRST_PAUSE
 
 
 class Relay:
     """start() ... answer() ... stop()"""
 
     def __init__(
-        self, settings: Settings, router: Router, metrics: Metrics, stats: Stats, worker_secret: str | None
+        self,
+        settings: Settings,
+        router: Router,
+        metrics: Metrics,
+        stats: Stats,
+        worker_secret: str | None,
+        quarantine: Quarantine,
     ) -> None:
         self._settings = settings
         self._router = router
         self._metrics = metrics
         self._stats = stats
+        self._quarantine = quarantine
         self._budget = RetryBudget(settings.max_inflight)
+        self._probes = Probes(settings.lease_seconds / 2, settings.lease_seconds)
+        self._silence = max(settings.lease_seconds, _MISSED * ALIVE_SECONDS)
         self._authorization = f"Bearer {worker_secret}" if worker_secret else ""
 
     async def start(self) -> None:
@@ -105,82 +109,165 @@ class Relay:
             trust_env=False,
             skip_auto_headers=("User-Agent",),
         )
+        await self._probes.start()
+        await self._quarantine.start()
 
     async def stop(self) -> None:
+        await self._quarantine.stop()
+        await self._probes.stop()
         await self._session.close()
 
     async def answer(self, call: Call, reply: Reply, record: RequestRecord) -> None:
         """Raises ApiError when no worker could answer or a stream broke (`reply.started` tells which), ClientLeft when
         the client takes nothing any more."""
+        case = await self._quarantine.open(call.path, call.body, call.request_id)
+        journey = _Journey(call, reply, record, case)
         self._budget.deposit()
-        tried: set[str] = set()
-        repeated_here: set[str] = set()
-        last: _Failed | None = None
+        try:
+            while True:
+                worker = await self._next_worker(journey)
+                if worker is None:
+                    assert journey.last is not None and journey.last.answer is not None
+                    return await self._send_whole(journey.last.answer, journey)
+                record.worker = worker.id
+                try:
+                    with worker.assigned(call.work):
+                        await self._attempt(worker, journey)
+                    return await case.answered()
+                except Failed as failed:
+                    journey.last = failed
+                if await self._is_over(journey.last, worker, journey):
+                    return
+        except ApiError:
+            await case.failed()
+            raise
+        finally:
+            if journey.legs:
+                self._take_usage(journey)
+
+    async def _next_worker(self, journey: _Journey) -> Worker | None:
+        """None: nobody is left to ask, and a worker's refusal is to be passed on. Raises ApiError."""
+        call, reply = journey.call, journey.reply
+        version = journey.carry.version if reply.started else call.version
         while True:
             try:
-                worker = self._router.choose(call.model, call.work, tried, call.version)
+                return self._router.choose(call.model, call.work, journey.tried, version)
             except ApiError:
-                if last is not None and last.answer is not None:
-                    return await self._send_whole(last.answer, reply, record)
-                raise
-            record.worker = worker.id
-            try:
-                with worker.assigned(call.work):
-                    return await self._attempt(worker, call, reply, record)
-            except _Failed as failed:
-                last = failed
-            if not last.may_repeat_here or worker.id in repeated_here:
-                tried.add(worker.id)
-            repeated_here.add(worker.id)
-            log(logging.WARNING, "attempt failed", request_id=call.request_id, worker=worker.id, reason=last.reason)
-            if record.retries >= self._settings.retries or not self._budget.withdraw():
-                if last.answer is not None:
-                    return await self._send_whole(last.answer, reply, record)
-                raise unavailable("The workers that could answer failed; try again shortly.")
-            record.retries += 1
-            self._metrics.retries.labels(last.reason).inc()
+                if not reply.started:
+                    if journey.last is not None and journey.last.answer is not None:
+                        return None
+                    raise
+                if asyncio.get_running_loop().time() + journey.pause > journey.give_up_at:
+                    raise self._broken(journey) from None
+            await asyncio.sleep(journey.pause)  # one may come back, or have room again
+            journey.pause *= 2
+            journey.tried.clear()
 
-    async def _attempt(self, worker: Worker, call: Call, reply: Reply, record: RequestRecord) -> None:
-        """One worker. Raises _Failed while nothing was sent to the client; later ApiError."""
+    async def _is_over(self, failed: Failed, worker: Worker, journey: _Journey) -> bool:
+        """What follows from a failed attempt: whether the answer is complete all the same. Raises ApiError."""
+        call, reply, record = journey.call, journey.reply, journey.record
+        log(logging.WARNING, "attempt failed", request_id=call.request_id, worker=worker.id, reason=failed.reason)
+        if failed.died:
+            try:
+                await journey.case.died(worker)
+            except ApiError:
+                if reply.started:
+                    journey.broken = failed.reason
+                    self._broken(journey)
+                raise
+        if not failed.may_repeat_here or worker.id in journey.repeated_at:
+            journey.tried.add(worker.id)
+        journey.repeated_at.add(worker.id)
+        if reply.started:
+            return await self._is_over_in_stream(failed, worker, journey)
+        if record.retries >= self._settings.retries or not self._budget.withdraw():
+            if failed.answer is not None:
+                await self._send_whole(failed.answer, journey)
+                return True
+            raise unavailable("The workers that could answer failed; try again shortly.")
+        record.retries += 1
+        self._metrics.retries.labels(failed.reason).inc()
+        return False
+
+    async def _is_over_in_stream(self, failed: Failed, worker: Worker, journey: _Journey) -> bool:
+        if journey.progress.usage is not None:  # the last that a stream tells: only the end mark is missing
+            await journey.reply.frames(DONE_FRAME)
+            await self._end(journey)
+            return True
+        if journey.broken:
+            return False  # a worker that could not even begin to carry on; the next may
+        journey.broken = failed.reason
+        journey.state = journey.carry.continuation() if journey.legs <= self._settings.carry_overs else b""
+        if not journey.state or not self._budget.withdraw():
+            error = self._broken(journey)
+            if not failed.frame:
+                raise error
+            journey.progress.failed = True
+            await journey.reply.frames(failed.frame)
+            await self._end(journey)
+            return True
+        journey.tried = {worker.id}
+        journey.give_up_at = asyncio.get_running_loop().time() + self._settings.lease_seconds
+        journey.pause = _FIRST_PAUSE
+        return False
+
+    async def _attempt(self, worker: Worker, journey: _Journey) -> None:
+        """One worker. Raises Failed when another may be asked, ApiError, ClientLeft."""
+        call, reply = journey.call, journey.reply
         outcome: Outcome = "failed"
         response: aiohttp.ClientResponse | None = None
-        stream: _Stream | None = None
+        stream: Stream | None = None
         began = time.perf_counter()
+        unreachable = False
+        flowing = False
         try:
             async with asyncio.timeout(self._settings.answer_seconds) as clock:
-                with worker.awaited(clock):
+
+                def give_up() -> None:
+                    nonlocal unreachable
+                    unreachable = True
+                    clock.reschedule(asyncio.get_running_loop().time())
+
+                with worker.awaited(clock), self._probes.watching(worker, give_up):
+                    headers, data = self._message(journey)
                     response = await self._session.post(
-                        worker.url + call.path, data=call.body, headers=self._headers(call), allow_redirects=False
+                        worker.url + call.path, data=data, headers=headers, allow_redirects=False
                     )
                     if response.status == 200 and response.content_type == "text/event-stream":
-                        stream = _Stream(response)
+                        stream = Stream(response)
                         first = await stream.next()
                         if not first:
-                            raise _Failed("disconnected", may_repeat_here=True)
+                            raise Failed("disconnected", died=True, may_repeat_here=True)
                     else:
-                        answer = await self._whole(response)
+                        answer = await read_whole(response, self._settings.max_answer_bytes)
+                if reply.started and (stream is None or not stream.resumable):
+                    raise Failed(f"status_{response.status}")
                 if not reply.started:
                     reply.headers.append((b"x-tephra-version", worker.card.version.encode("ascii", "replace")))
                 if stream is None:
                     clock.reschedule(asyncio.get_running_loop().time() + self._settings.send_seconds)
-                    await self._send_whole(answer, reply, record)
+                    await self._send_whole(answer, journey)
                 else:
                     worker.health.record("ok", time.perf_counter() - began)
-                    await self._pass_on(stream, first, clock, reply, record)
+                    flowing = True
+                    await self._pass_on(stream, first, clock, journey)
             outcome = "ok" if reply.status < 400 else "refused" if reply.status < 500 else "failed"
         except asyncio.CancelledError:
             outcome = "abandoned"
             raise
-        except ApiError:
+        except ApiError as error:
             outcome = "refused"
+            if reply.started:
+                raise Failed(f"status_{error.status}") from error
             raise
         except (aiohttp.ClientError, OSError, FrameTooLong) as error:
-            explained = self._explain(error, worker, reply)
-            if isinstance(explained, ClientLeft):
+            if isinstance(error, TimeoutError) and reply.sending:
                 outcome = "abandoned"
-            elif isinstance(explained, _Failed) and explained.reason == "connect":
+                raise ClientLeft from error
+            failed = _explain(error, worker, flowing=flowing, unreachable=unreachable)
+            if failed.reason in ("connect", "unreachable"):
                 outcome = "unreachable"
-            raise explained from error
+            raise failed from error
         finally:
             if stream is None or outcome != "ok":
                 worker.health.record(outcome)
@@ -189,132 +276,142 @@ class Relay:
             if not worker.gone:
                 self._metrics.worker_requests.labels(worker.id, outcome).inc()
 
-    def _headers(self, call: Call) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "X-Request-Id": call.request_id}
+    def _message(self, journey: _Journey) -> tuple[dict[str, str], bytes | AsyncIterator[bytes]]:
+        """Headers and body for a worker."""
+        call = journey.call
+        headers = {"Content-Type": "application/json", "X-Request-Id": call.request_id, RESUMABLE: "1"}
         if call.tenant:
             headers[TENANT] = call.tenant
         if call.deadline is not None:
             headers[TIMEOUT] = write_timeout(remaining(call.deadline))
         if self._authorization:
             headers["Authorization"] = self._authorization
-        return headers
+        if not journey.state:
+            return headers, call.body
+        headers[CONTINUE] = str(len(journey.state))
+        headers["Content-Length"] = str(len(journey.state) + len(call.body))
+        return headers, _one_after_the_other(journey.state, call.body)
 
-    def _explain(self, error: Exception, worker: Worker, reply: Reply) -> Exception:
-        if reply.started:
-            if isinstance(error, TimeoutError) and reply.sending:
-                return ClientLeft()
-            reason = "stalled" if isinstance(error, TimeoutError) else "worker_lost"
-            self._metrics.streams_broken.labels(reason).inc()
-            what = "sent nothing for too long" if reason == "stalled" else "was lost"
-            return ApiError(
-                502, f"The worker {what} before the answer was complete.", type="server_error", code="stream_broken"
-            )
-        if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-            return _Failed("connect")
-        if isinstance(error, TimeoutError):
-            return _Failed("lease_lost" if worker.lost else "timeout")
-        if isinstance(error, aiohttp.ClientPayloadError):
-            return _Failed("disconnected")
-        if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)):
-            # Perhaps only an idle connection that closed under us, so the same worker may be asked once more.
-            return _Failed("disconnected", may_repeat_here=True)
-        return _Failed("bad_answer")
-
-    async def _whole(self, response: aiohttp.ClientResponse) -> _Answer:
-        """Reads an answer that is no stream. Raises _Failed for one that no client should see."""
-        limit = self._settings.max_answer_bytes if response.status == 200 else _MAX_ERROR_BODY
-        body = bytearray()
-        async for chunk in response.content.iter_chunked(_READ_SIZE):
-            body += chunk
-            if len(body) > limit:
-                raise _Failed("bad_answer")
-        answer = _Answer(response.status, bytes(body), _passed_headers(response))
-        status = response.status
-        if status in (401, 403):
-            log(logging.ERROR, "a worker refused the controller's secret", status=status)
-            raise _Failed("secret_refused")
-        if status == 200 and response.content_type == "application/json":
-            return answer
-        if 400 <= status < 600 and _error_code(answer.body):
-            if status in (502, 503, 504) and _error_code(answer.body) != DEADLINE_EXCEEDED:  # which no other can help
-                failed = _Failed(f"status_{status}")
-                failed.answer = answer
-                raise failed
-            return answer
-        if 400 <= status < 500:
-            raise ApiError(status, f"The worker refused the request with status {status}.", code="worker_error")
-        raise _Failed("bad_answer")
-
-    async def _send_whole(self, answer: _Answer, reply: Reply, record: RequestRecord) -> None:
+    async def _send_whole(self, answer: WholeAnswer, journey: _Journey) -> None:
+        record = journey.record
         record.first_byte_seconds = record.elapsed
         if answer.status == 200:
             record.ended = "complete"
-            self._account(record, _usage(answer.body))
+            usage = answer.completion.usage if answer.completion else None
+            if usage is not None:
+                record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+                self._stats.add_tokens(usage.completion_tokens)
+                self._metrics.generation_tokens.inc(usage.completion_tokens)
         else:
-            record.error = _error_code(answer.body)
-        await reply.json(answer.status, answer.body, answer.headers)
+            record.error = answer.error_code
+        await journey.reply.json(answer.status, answer.body, answer.headers)
 
-    async def _pass_on(
-        self, stream: _Stream, frames: bytes, clock: asyncio.Timeout, reply: Reply, record: RequestRecord
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        record.first_byte_seconds = record.elapsed
-        self._metrics.ttft.observe(record.first_byte_seconds)
-        progress = StreamProgress()
+    async def _pass_on(self, stream: Stream, frames: bytes, clock: asyncio.Timeout, journey: _Journey) -> None:
+        """Raises Failed, and what `Stream.next` raises."""
+        loop, progress, reply, record = asyncio.get_running_loop(), journey.progress, journey.reply, journey.record
+        silence = self._silence if stream.resumable else self._settings.stall_seconds
         while frames:
-            self._stats.add_tokens(progress.read(frames))
-            record.completion_tokens = progress.pieces
-            clock.reschedule(loop.time() + self._settings.send_seconds)
-            await reply.frames(frames)
-            clock.reschedule(loop.time() + self._settings.stall_seconds)
+            pieces = progress.read(frames)
+            if progress.garbled:
+                progress.garbled = False
+                raise Failed("bad_answer")
+            if stream.resumable:
+                frames = journey.carry.take(frames)
+            failure = b""
+            if progress.failed and stream.resumable and progress.error_code in _WORKERS_OWN:
+                progress.failed = False
+                frames, failure = _split_last(frames)
+            if frames:
+                self._note_begin(pieces, journey)
+                self._stats.add_tokens(pieces)
+                record.completion_tokens = progress.pieces
+                clock.reschedule(loop.time() + self._settings.send_seconds)
+                await reply.frames(frames)
+            if failure:
+                failed = Failed("worker_error")
+                failed.frame = failure
+                raise failed
+            clock.reschedule(loop.time() + silence)
             frames = await stream.next()
+        if not (progress.done or progress.failed or (progress.complete and not stream.resumable)):
+            raise aiohttp.ServerDisconnectedError
+        await self._end(journey)
+
+    def _note_begin(self, pieces: int, journey: _Journey) -> None:
+        """Of an answer, or of what another worker adds to it."""
+        record = journey.record
+        if pieces:
+            journey.case.progressed()
+        if not journey.legs:
+            record.first_byte_seconds = record.elapsed
+            self._metrics.ttft.observe(record.first_byte_seconds)
+        elif not journey.broken:
+            return
+        else:
+            record.carried_over += 1
+            self._metrics.streams_carried_over.labels(journey.broken).inc()
+            log(
+                logging.WARNING,
+                "stream carried over",
+                request_id=record.id,
+                worker=record.worker,
+                reason=journey.broken,
+                times=record.carried_over,
+            )
+            journey.broken = ""
+        journey.legs += 1
+
+    async def _end(self, journey: _Journey) -> None:
+        journey.record.ended = "broken" if journey.progress.failed else "complete"
+        await journey.reply.end()
+
+    def _take_usage(self, journey: _Journey) -> None:
+        progress, record = journey.progress, journey.record
+        record.completion_tokens = progress.pieces
         if progress.usage is not None:
             record.prompt_tokens = progress.usage.prompt_tokens
             record.completion_tokens = progress.usage.completion_tokens
         self._metrics.generation_tokens.inc(record.completion_tokens)
-        if not progress.complete:
-            raise aiohttp.ServerDisconnectedError
-        record.ended = "broken" if progress.failed else "complete"
-        await reply.end()
 
-    def _account(self, record: RequestRecord, usage: Usage | None) -> None:
-        if usage is not None:
-            record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
-            self._stats.add_tokens(usage.completion_tokens)
-            self._metrics.generation_tokens.inc(usage.completion_tokens)
+    def _broken(self, journey: _Journey) -> ApiError:
+        """The end of a stream that nobody can carry on."""
+        self._metrics.streams_broken.labels(journey.broken).inc()
+        what = "sent nothing for too long" if journey.broken == "stalled" else "was lost"
+        return ApiError(
+            502, f"The worker {what} before the answer was complete.", type="server_error", code="stream_broken"
+        )
 
 
-class _Stream:
-    """An upstream event stream, in whole frames."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
-        self._cutter = FrameCutter()
-
-    async def next(self) -> bytes:
-        """At least one whole frame; empty at the end."""
-        while data := await self._content.readany():
-            if frames := self._cutter.feed(data):
-                return frames
-        return b""
+# Errors by which a worker says that it cannot go on, while another could.
+_WORKERS_OWN = ("unavailable", "engine_error")
 
 
-def _passed_headers(response: aiohttp.ClientResponse) -> Headers:
-    after = response.headers.get("Retry-After", "")
-    return [(b"retry-after", after.encode())] if after.isdigit() else []
+def _explain(error: Exception, worker: Worker, *, flowing: bool, unreachable: bool) -> Failed:
+    if isinstance(error, FrameTooLong):
+        return Failed("bad_answer")
+    if flowing:
+        return Failed("stalled") if isinstance(error, TimeoutError) else Failed("worker_lost", died=True)
+    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+        return Failed("connect")
+    if isinstance(error, TimeoutError):
+        if unreachable:
+            return Failed("unreachable")
+        return Failed("lease_lost", died=True) if worker.lost else Failed("timeout")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Failed("disconnected", died=True)
+    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)):
+        # Perhaps only an idle connection that closed under us, so the same worker may be asked once more.
+        return Failed("disconnected", died=True, may_repeat_here=True)
+    return Failed("bad_answer")
 
 
-def _error_code(body: bytes) -> str:
-    """The code of an error in OpenAI's shape, or its type; empty where the body has another shape."""
-    try:
-        detail = msgspec.json.decode(body, type=_ErrorAnswer).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return ""
-    return str(detail.code or detail.type or "error")[:64]
+def _split_last(frames: bytes) -> tuple[bytes, bytes]:
+    """(all frames but the last, the last)."""
+    end = frames.rstrip(b"\n").rfind(b"\n\n") + 2
+    return (frames[:end], frames[end:]) if end > 1 else (b"", frames)
 
 
-def _usage(body: bytes) -> Usage | None:
-    try:
-        return msgspec.json.decode(body, type=_Completion).usage
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+async def _one_after_the_other(*parts: bytes) -> AsyncIterator[bytes]:
+    """Without a copy of a body that may be large."""
+    for part in parts:
+        yield part

@@ -81,6 +81,10 @@ class Settings:
     send_seconds: float = setting(60.0, "most time for a slow client to take one part of an answer")
     max_answer_bytes: int = setting(64 * MIB, "largest answer that is not streamed")
     retries: int = setting(2, "further workers tried before the first byte of an answer")
+    carry_overs: int = setting(3, "times that another worker takes up a stream whose worker is lost; 0: never")
+    quarantine_seconds: float = setting(
+        600.0, "how long a request at which two workers were lost is refused", least=0.001
+    )
     breaker_failures: int = setting(3, "failed attempts in a row after which a worker gets no requests", least=1)
     breaker_failure_rate: float = setting(0.5, "share of a worker's attempts that may fail, 0 to 1")
     breaker_window_seconds: float = setting(30.0, "time over which a worker's failures and speed are judged")

@@ -9,6 +9,7 @@ import msgspec
 
 MAX_FRAME = 4 * 1024 * 1024  # bytes of one unfinished frame
 DONE = b"[DONE]"
+DONE_FRAME = b"data: [DONE]\n\n"
 
 
 class FrameTooLong(ValueError):
@@ -72,6 +73,8 @@ class StreamProgress:
     def __init__(self) -> None:
         self.done = False  # the end mark came
         self.failed = False  # the worker itself reported an error
+        self.garbled = False  # data came that is no chunk of an answer
+        self.error_code = ""
         self.usage: Usage | None = None
         self.pieces = 0  # parts of text seen: about one a token
         self._open: set[int] = set()
@@ -83,7 +86,7 @@ class StreamProgress:
         return self.done or self.failed or bool(self._finished and self._open <= self._finished)
 
     def read(self, frames: bytes) -> int:
-        """Takes note of whole frames; returns how many parts of text they hold. Frames it cannot read pass."""
+        """Takes note of whole frames; returns how many parts of text they hold."""
         before = self.pieces
         for line in frames.splitlines():
             if line.startswith(b"data:"):
@@ -97,8 +100,11 @@ class StreamProgress:
         try:
             chunk = _decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return  # not ours to judge: it goes on as it came
-        self.failed = self.failed or bytes(chunk.error) != b"null"
+            self.garbled = True
+            return
+        if bytes(chunk.error) != b"null":
+            self.failed = True
+            self.error_code = _code_of(chunk.error)
         self.usage = chunk.usage or self.usage
         for choice in chunk.choices:
             self._open.add(choice.index)
@@ -106,6 +112,17 @@ class StreamProgress:
                 self._finished.add(choice.index)
             if choice.text or (choice.delta and (choice.delta.content or choice.delta.tool_calls)):
                 self.pieces += 1
+
+
+class _Error(msgspec.Struct):
+    code: object = None
+
+
+def _code_of(error: msgspec.Raw) -> str:
+    try:
+        return str(msgspec.json.decode(error, type=_Error).code or "")[:64]
+    except msgspec.MsgspecError:
+        return ""
 
 
 def error_frame(body: bytes) -> bytes:

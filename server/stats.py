@@ -26,9 +26,12 @@ class RequestRecord:
     model: str = ""
     stream: bool = False
     images: int = 0
+    asked_version: str = ""  # that the answer had to be computed on; empty: any
+    session: str = ""  # a digest of the session that it asked to stay in
     status: int = 0
     worker: str = ""
     retries: int = 0
+    carried_over: int = 0  # times that another worker took up the stream
     prompt_tokens: int = 0  # as the worker reported; 0: it did not
     completion_tokens: int = 0
     prepare_seconds: float = 0.0  # body, auth, pictures, admission

@@ -118,7 +118,7 @@ class Service:
             drop_first_space=self.space_first and not continues_text and not constrained,
         )
         name = uuid.uuid4().hex
-        answers = []
+        answers: list[Running] = []
         for place, (prompt, max_tokens) in enumerate(prompts):
             for sampling in self.sampler.params(request, max_tokens, constrained=constrained):
                 before = told.get(len(answers))

@@ -181,6 +181,7 @@ class GenerationRoute:
             stream=record.stream,
             images=record.images,
             retries=record.retries,
+            carried_over=record.carried_over,
             prompt_tokens=record.prompt_tokens,
             completion_tokens=record.completion_tokens,
             first_byte_ms=round(record.first_byte_seconds * 1000, 1),

@@ -87,6 +87,7 @@ class StandInWorker:
         self.id = worker_id
         self.handler: Handler = _answer
         self.bodies: list[dict[str, Any]] = []
+        self.states: list[Any] = []
         self.headers: list[Mapping[str, str]] = []
         self.abandoned = asyncio.Event()  # a request's connection was closed before its answer's end
         self.url = ""
@@ -108,6 +109,8 @@ class StandInWorker:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/v1/chat/completions", self._serve)
         app.router.add_post("/v1/completions", self._serve)
+        app.router.add_post("/tokenize", self._serve)
+        app.router.add_post("/detokenize", self._serve)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port, backlog=1024)  # as workers have it
@@ -177,7 +180,10 @@ class StandInWorker:
                 await self.post("", self.registration())
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        self.bodies.append(await request.json())
+        body = await request.read()
+        ahead = int(request.headers.get("X-Tephra-Continue", 0))  # bytes about a stream that another worker began
+        self.states.append(json.loads(body[:ahead] or b"null"))
+        self.bodies.append(json.loads(body[ahead:]))
         self.headers.append(request.headers)
         try:
             return await self.handler(request)
