@@ -242,7 +242,6 @@ class _Trial:
         return chat_body(
             [*map(picture_part, pictures), text_part(question)],
             max_tokens=self._asked.max_tokens if number >= 0 else draw.randint(1, self._asked.max_tokens),
-            ignore_eos=True,
             logprobs=True,
             **drawn,
         )

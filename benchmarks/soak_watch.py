@@ -28,7 +28,15 @@ IN_HAND = (
     "kv_cache_usage_perc",
 )
 CACHES = ("feature_cache_bytes", "image_cache_bytes")
-SHOWN = (*IN_HAND, *CACHES, "block_checks", "block_faults", "num_preemptions_total", "prefix_cache_hits_total")
+# What a soak is to bring about, and what tells how hard it was.
+PRESSURES = {
+    "num_preemptions_total": "preemptions for want of KV blocks",
+    "prefix_cache_hits_total": "prompt tokens from the prefix cache",
+    "mm_cache_hits_total": "image features from their cache",
+    "grammar_cache_hits_total": "compiled forms from their cache",
+}
+BUSY = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+SHOWN = (*IN_HAND, *CACHES, *PRESSURES, "block_checks", "block_faults")
 _MIB = 2**20
 
 
