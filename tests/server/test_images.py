@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 
 import pytest
 from aiohttp import web
@@ -219,3 +220,115 @@ async def test_fetched_pictures_count_against_the_memory_of_the_controller(
     status, _, _ = await client.chat(with_image(f"{base}/picture.png"))
     assert status == 429
     assert client.controller.room.bytes == client.controller.room.requests == 0
+
+
+NOISE = Image.merge("RGB", [Image.effect_noise((37, 23), 90) for _ in "rgb"])
+
+
+def encoded(image, kind, **options):
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def turned(orientation, size=(56, 28)):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.new("RGB", size), "JPEG", exif=exif)
+
+
+ACCEPTED = {
+    "palette": encoded(NOISE.quantize(), "PNG"),
+    "alpha": encoded(NOISE.convert("RGBA"), "PNG"),
+    "16 bits": encoded(Image.new("I;16", (37, 23), 4096), "PNG"),
+    "one bit": encoded(NOISE.convert("1"), "PNG"),
+    "CMYK": encoded(NOISE.convert("CMYK"), "JPEG"),
+    "progressive": encoded(NOISE, "JPEG", progressive=True),
+    "several": encoded(NOISE, "MPO", save_all=True, append_images=[NOISE]),
+    "lossless": encoded(NOISE, "WEBP", lossless=True),
+    "animated GIF": encoded(NOISE, "GIF", save_all=True, append_images=[NOISE.rotate(90)]),
+    "animated WebP": encoded(NOISE, "WEBP", save_all=True, append_images=[NOISE.rotate(90)]),
+    "animated PNG": encoded(NOISE, "PNG", save_all=True, append_images=[NOISE.rotate(90)]),
+    "a column": encoded(Image.new("RGB", (1, 900)), "PNG"),
+    "a row": encoded(Image.new("RGB", (900, 1)), "JPEG"),
+    "a point": encoded(Image.new("RGB", (1, 1)), "GIF"),
+}
+
+REFUSED = {
+    "TIFF": (encoded(NOISE, "TIFF"), "is TIFF"),
+    "AVIF": (encoded(NOISE, "AVIF"), "is AVIF"),
+    "ICO": (encoded(NOISE, "ICO"), "is an icon (ICO)"),
+    "FITS": (b"SIMPLE  =" + bytes(3000), "is FITS"),
+    "PSD": (b"8BPS" + bytes(3000), "is a Photoshop document"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is SVG"),
+    "PDF": (b"%PDF-1.7" + bytes(100), "is PDF"),
+    "text": (b"hello", "broken or of a type that is not accepted"),
+    "nothing": (b"", "cannot be read|valid base64|empty"),
+    "a header alone": (encoded(NOISE, "PNG")[:33], "ends before its pixels begin"),
+    "a WebP cut short": (encoded(NOISE, "WEBP")[:-10], "cut short"),
+    "a BMP cut short": (encoded(NOISE, "BMP")[:-10], "too short for its size"),
+    "a side too long": (encoded(Image.new("1", (40_000, 1)), "PNG"), "32767 a side"),
+}
+
+
+async def test_every_kind_of_a_listed_format_passes(client, start_worker, data_url, with_image):
+    worker = await start_worker("w1", client)
+    for kind, data in ACCEPTED.items():
+        assert (await client.chat(with_image(data_url(data))))[0] == 200, kind
+    assert len(worker.bodies) == len(ACCEPTED)
+
+
+async def test_what_is_not_listed_or_broken_is_refused_by_name_before_any_decoder_sees_it(
+    client, start_worker, data_url, with_image, monkeypatch
+):
+    worker = await start_worker("w1", client)
+    monkeypatch.setattr(Image, "open", None)
+    for kind, (data, reason) in REFUSED.items():
+        status, error = await refusal(client, with_image(data_url(data, "png")))
+        assert (status, error["param"]) == (400, "messages[0].content[1].image_url"), kind
+        assert error["code"] == ("invalid_image" if data else "invalid_image_url")
+        assert any(words in error["message"] for words in reason.split("|")), (kind, error)
+    assert worker.bodies == []
+
+
+async def test_tokens_are_counted_from_the_picture_as_it_is_seen(client, start_worker, data_url, with_image):
+    """2 x 2 patches of the base view; 4 a row and a newline, over 2 rows where it lies and 4 where it stands."""
+    image = {"tile": 28, "grid": 2, "canvases": [[56, 28], [28, 56]]}
+    await start_worker("w1", client, context_length=10, image=image)
+    for orientation in range(1, 9):
+        stands = orientation > 4
+        _, error = await refusal(client, with_image(data_url(turned(orientation))))
+        assert f"{4 + 4 * 3 if stands else 4 + 2 * 5} tokens" in error["message"], (orientation, error)
+
+
+async def test_a_prompt_too_large_is_refused_without_decoding_and_without_a_worker(
+    client, start_worker, png, data_url, with_image, monkeypatch
+):
+    """Whose pixels are no pixels at all: who tried to decode them would say so."""
+    worker = await start_worker("w1", client, context_length=30)
+    monkeypatch.setattr(Image, "open", None)
+    monkeypatch.setattr("zlib.decompress", None)
+    hollow = with_image(data_url(png(3000, 3000)[:60] + b"no pixels at all"))
+    status, error = await refusal(client, [hollow[1], hollow[1]])
+    assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
+    assert "48 tokens (24 + 24)" in error["message"] and "30 tokens" in error["message"]
+    assert worker.bodies == worker.headers == []
+
+
+async def test_changed_headers_are_admitted_or_refused_and_never_a_fault(client, start_worker, data_url, with_image):
+    await start_worker("w1", client, context_length=1 << 20)
+    chance = random.Random(5)
+    kinds = [*ACCEPTED.values(), turned(6)]
+    seen = set()
+    for _ in range(300):
+        data = bytearray(chance.choice(kinds))
+        for _ in range(chance.randint(1, 5)):
+            data[chance.randrange(min(len(data), 120))] = chance.randrange(256)
+        end = chance.choice([None, None, chance.randrange(len(data))])
+        status, body, _ = await client.chat(with_image(data_url(bytes(data[:end]))))
+        assert status in (200, 400), body
+        seen.add(status)
+        if status == 400:
+            assert body["error"]["code"] in ("invalid_image", "invalid_image_url"), body
+            assert body["error"]["param"] == "messages[0].content[1].image_url"
+    assert seen == {200, 400}
