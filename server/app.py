@@ -29,6 +29,7 @@ def create_app(controller: Controller) -> ASGIApp:
         description="An OpenAI-compatible chat API with images, in front of many workers.",
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # the address would be made of the client's own Host header
     )
     hot: dict[str, ASGIApp] = {
         "/v1/chat/completions": GenerationRoute(controller, "/v1/chat/completions", chat=True),

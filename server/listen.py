@@ -14,6 +14,7 @@ import uvicorn
 
 from server.app import create_app
 from server.controller import Controller
+from server.protocol.heads import BoundedProtocol
 
 _KEEP_ALIVE = 75  # seconds an idle client connection is kept
 _LAST_WORDS = 0.3  # seconds, of the time to stop, for error events to reach their clients
@@ -76,7 +77,7 @@ class ControllerServer:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 create_app(controller),
-                http="httptools",
+                http=BoundedProtocol,
                 ws="none",
                 lifespan="off",  # start() and wait() below do it, so that an error at start stays ours to word
                 log_config=None,

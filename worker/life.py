@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from server.protocol.heads import BoundedProtocol
 from server.protocol.registration import Heartbeat, HeartbeatAnswer, Registration, WorkerLoad
 from worker.api.app import create_app
-from worker.api.http import BoundedHeadProtocol
 from worker.engine.protocol import EngineError
 from worker.membership import Membership
 from worker.service import Service
@@ -105,7 +105,7 @@ class Worker:
         return uvicorn.Config(
             create_app(service),
             loop="none",
-            http=BoundedHeadProtocol,
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

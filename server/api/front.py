@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.reply import REQUEST_ID
+from server.protocol.errors import ApiError
+from server.protocol.heads import check_head
+from server.reply import REQUEST_ID, Reply
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
@@ -25,6 +27,11 @@ class Front:
             await self._app(scope, receive, send)
             return
         scope[REQUEST_ID] = request_id = _request_id(scope)
+        try:
+            check_head(scope)
+        except ApiError as error:
+            await Reply(scope, send).error(error)
+            return
         hot = self._hot.get(scope["path"])
         if hot is not None and scope["method"] == "POST":
             await hot(scope, receive, send)

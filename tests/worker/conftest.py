@@ -22,8 +22,8 @@ from model.config import LlavaConfig
 from model.images import read_preprocessor
 from model.prompts import load_prompter
 from model.tiny import make_tiny_checkpoint
+from server.protocol.heads import BoundedProtocol
 from worker.api.app import create_app
-from worker.api.http import BoundedHeadProtocol
 from worker.engine.config import EngineConfig
 from worker.engine.native import NativeEngine
 from worker.engine.protocol import EngineLoad, EngineOutput, EngineRequest, TokenLogprobs
@@ -128,7 +128,7 @@ async def serving(service: Service) -> AsyncIterator[tuple[uvicorn.Server, int]]
     config = uvicorn.Config(
         create_app(service),
         port=0,
-        http=BoundedHeadProtocol,
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

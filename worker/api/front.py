@@ -16,6 +16,7 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.protocol.errors import ApiError, internal_error, unauthorized
+from server.protocol.heads import check_head
 from worker.api.body import ClientGone
 from worker.api.responses import error_response
 from worker.gate import Gate
@@ -25,7 +26,6 @@ log = logging.getLogger("tephra.access")
 
 # Orchestrators probe and Prometheus scrapes without keys; these paths tell nothing of anybody's prompts.
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
-MAX_HEADER_BYTES = 32 * 1024
 CLIENT_GONE = 499  # for the log alone: there is nobody to send it to
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -92,8 +92,7 @@ class Front:
             )
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-            raise ApiError(431, f"The headers are larger than the {MAX_HEADER_BYTES} bytes that are accepted.")
+        check_head(scope)
         if scope["path"] not in OPEN_PATHS:
             trusted = scope["state"]["from_controller"] = self._check_key(headers.get(b"authorization", b""))
             scope["state"]["terms"] = Terms.read(headers, from_controller=trusted)

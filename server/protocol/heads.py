@@ -1,0 +1,108 @@
+"""Bounds on a request's head and on what a connection may go on sending, which uvicorn does not have itself.
+
+Shared by controller and worker. Just beyond the bounds of `check_head` a client gets OpenAI's error shape; far beyond
+them, or when a head does not come to an end, the connection is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.protocol.errors import ApiError, bad_request
+
+MAX_HEADER_BYTES = 32 * 1024
+MAX_HEADERS = 128
+_MAX_HEAD_BYTES = 2 * MAX_HEADER_BYTES
+_HEAD_SECONDS = 20.0
+_LINGER_SECONDS = 10.0  # for the rest of a body whose request was answered already
+_HOST = re.compile(rb"[A-Za-z0-9._~-]{1,255}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
+
+
+def check_head(scope: Scope) -> None:
+    """Raises ApiError 431 for too many or too large headers, 400 where it is not plain to whom the request goes."""
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    if len(headers) > MAX_HEADERS:
+        raise ApiError(431, f"The request has {len(headers)} headers; at most {MAX_HEADERS} are accepted.")
+    hosts: list[bytes] = []
+    size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name == b"host":
+            hosts.append(value)
+    if size > MAX_HEADER_BYTES:
+        raise ApiError(431, f"The headers are larger than the {MAX_HEADER_BYTES} bytes that are accepted.")
+    if len(hosts) > 1 or (not hosts and scope["http_version"] != "1.0"):
+        raise bad_request(f"A request needs one Host header, found {len(hosts)}.", code="invalid_host")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise bad_request("The Host header is not the name of a host.", code="invalid_host")
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Ends connections whose request line and headers, or whose body after the answer, do not come to an end."""
+
+    _head_bytes = 0  # received of a head that is not complete
+    _in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
+    _in_body = False
+    _linger_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_done()
+        self._body_done()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self.send_400_response("The request's head is too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_done()
+        self._in_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._body_done()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and self._linger_timer is None:
+            # uvicorn drops what comes, and forgets its own timer with the first byte of it.
+            self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self._give_up)
+
+    def _expect_head(self) -> None:
+        self._head_done()
+        self._in_head = True
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._give_up)
+
+    def _head_done(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _body_done(self) -> None:
+        self._in_body = False
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
