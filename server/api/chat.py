@@ -16,7 +16,9 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from server.admission import Place, image_tokens
+from server.api import affinity
 from server.api.body import parse_object, read_body, require_json
+from server.api.wishes import Served, Wishes, find_served, read_wishes
 from server.auth import ApiKey
 from server.controller import Controller
 from server.deadline import Deadline
@@ -24,9 +26,8 @@ from server.limits.limiter import Grant
 from server.logs import log, log_exception
 from server.media.images import find_images, run_sized
 from server.protocol.call_headers import DEADLINE_EXCEEDED
-from server.protocol.errors import ApiError, bad_request, internal_error, model_not_found, too_large, unavailable
+from server.protocol.errors import ApiError, bad_request, internal_error, too_large, unavailable
 from server.protocol.openai.bounds import check_bounds, check_context
-from server.protocol.registration import ModelCard
 from server.relay import Call
 from server.reply import REQUEST_ID, Reply
 from server.routing.base import Work
@@ -72,6 +73,8 @@ class GenerationRoute:
         controller, settings, headers = self._controller, self._controller.settings, scope["headers"]
         key = controller.client_auth.check(headers)
         record.key = key.name
+        wishes = read_wishes(headers, key.tenant)
+        record.asked_version, record.session = wishes.version, wishes.session
         require_json(headers)
         if controller.stopping:
             raise unavailable("The server is stopping.")
@@ -116,39 +119,56 @@ class GenerationRoute:
             raise bad_request("stream: expected true or false", param="stream")
         record.stream = bool(stream)
         check_bounds(payload)
-        card = self._card(payload.get("model"), grant.key)
+        served = self._served(payload.get("model"), grant.key, record)
+        card = served.card
         record.model = card.name
-        controller.room.check_queue(controller.table.serving(card.name))
+        controller.room.check_queue(served.workers)
+        rewritten = payload["model"] != card.name
+        payload["model"] = card.name
         references = find_images(payload.get("messages")) if self._chat else []
         text_bytes = len(body) - sum(len(reference.url) for reference in references)
         work = _estimate(payload, max(0, text_bytes) // _BYTES_PER_TOKEN)
         await grant.take(requests=1, tokens=work.tokens, images=len(references))
         tokens = 0
+        shared = affinity.of_text(payload, grant.key.tenant)
         if references:
             images = await controller.images.resolve(references, card.max_images, place.reserve, grant.key.tenant)
             tokens = image_tokens(card, images.headers)
             record.images = len(references)
             await grant.take(tokens=tokens)
-            if images.rewritten:
-                body = await run_sized(controller.pool, images.data_characters, partial(orjson.dumps, payload))
-                if len(body) > (most := controller.settings.max_body_bytes):
-                    raise too_large(f"With its pictures the request is larger than {most} bytes.")
+            rewritten |= images.rewritten
+            shared = await run_sized(
+                controller.pool,
+                images.data_characters,
+                partial(affinity.of_pictures, references, tokens, grant.key.tenant),
+            )
+        if rewritten:
+            body = await run_sized(controller.pool, len(body), partial(orjson.dumps, payload))
+            if len(body) > (most := controller.settings.max_body_bytes):
+                raise too_large(f"With its pictures the request is larger than {most} bytes.")
         check_context(payload, tokens, card.context_length)
-        work = replace(work, prompt_tokens=min(work.prompt_tokens + tokens, _MAX_EXPECTED))
-        return Call(record.id, self._path, body, card.name, work, tenant=grant.key.tenant, deadline=deadline.at)
+        work = replace(
+            work,
+            prompt_tokens=min(work.prompt_tokens + tokens, _MAX_EXPECTED),
+            affinity=shared.digest,
+            reusable_tokens=shared.tokens,
+            session=record.session.encode(),
+        )
+        return Call(
+            record.id,
+            self._path,
+            body,
+            card.name,
+            work,
+            tenant=grant.key.tenant,
+            deadline=deadline.at,
+            version=served.version,
+        )
 
-    def _card(self, model: object, key: ApiKey) -> ModelCard:
-        """The card of the model's roomiest worker: where cards differ, nothing is refused that one of them can take."""
-        if not isinstance(model, str) or not 0 < len(model) <= 256:
-            raise bad_request("model: expected the name of a model; GET /v1/models lists them.", param="model")
-        key.require_model(model)
-        table = self._controller.table
-        workers = table.serving(model)
-        if workers:
-            return max((worker.card for worker in workers), key=lambda card: card.context_length)
-        if table.remembers(model) or not len(table):
-            raise unavailable("No worker for this model is connected right now; try again shortly.")
-        raise model_not_found(model)
+    def _served(self, model: object, key: ApiKey, record: RequestRecord) -> Served:
+        return find_served(
+            self._controller.table, model, Wishes(record.asked_version, record.session), key.require_model
+        )
 
     async def _fail(self, error: ApiError, reply: Reply, record: RequestRecord) -> None:
         if error.code == DEADLINE_EXCEEDED:
