@@ -209,7 +209,9 @@ class Intake:
 
     async def _prepare(self, file: _ImageFile, images: int, salt: str) -> PreparedImage:
         def decode() -> PreparedImage:
-            return self._preprocessor.prepare_rgb(decode_rgb(file.data), file.digest, images=images)
+            return self._preprocessor.prepare_rgb(
+                decode_rgb(file.data, max_pixels=self._limits.max_pixels), file.digest, images=images
+            )
 
         try:
             return await self.prepared.get((salt, file.digest, images > 1), lambda: self._off_loop(decode))

@@ -19,7 +19,8 @@ def running(running_system: Any) -> Iterator[Any]:
     """A controller with two workers; pictures may be fetched from this machine, where the tests have theirs."""
     # Small caches, which are soon full: what grows afterwards is a leak.
     caches = {"kv_cache_bytes": 8_000_000, "image_cache_bytes": 2_000_000, "feature_cache_bytes": 1_000_000}
-    with running_system({"media_allow_private": True, "media_ports": "*", "max_body_bytes": MAX_BODY}, caches) as system:
+    from_here = {"media_allow_private": True, "media_ports": "*"}
+    with running_system({**from_here, "max_body_bytes": MAX_BODY}, caches) as system:
         yield system
 
 
