@@ -14,6 +14,7 @@ import typer
 
 from deploy.bench import app as bench_app
 from deploy.checkpoint import app as checkpoint_app
+from deploy.workers import app as workers_app
 from deploy.keys import app as keys_app
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ data_app = typer.Typer(help="Make training and test data.", no_args_is_help=True
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(workers_app, name="workers")
 app.add_typer(keys_app, name="keys")
 eval_app = typer.Typer(help="Measure a model that is being served.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
