@@ -42,7 +42,7 @@ class Settings:
     admin_key: str | None = setting(
         None, "key of /admin/*; without it only callers on this machine may read there", secret=True
     )
-    routing: str = setting("least-outstanding", "how a worker is chosen; see docs/routing.md", choices=ROUTING_POLICIES)
+    routing: str = setting("affinity", "how a worker is chosen; see docs/routing.md", choices=ROUTING_POLICIES)
     affinity_load_factor: float = setting(
         1.25, "times its share of the work that a worker may have and still get what its caches know", least=1
     )
