@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, AnyStr
 
 import orjson
 from starlette.types import Receive
@@ -19,6 +19,7 @@ from server.protocol.errors import ApiError, bad_request, too_large
 from server.watch import ClientLeft
 
 MAX_DEPTH = 64
+_LONG, _FEW = 4096, 1000  # bytes, marks
 _ESCAPED_COLON = rb"\u003"  # and some neighbours of the colon's
 MAX_VALUES = 500_000  # a hundred times what a long conversation holds; base64 adds nothing to it
 
@@ -61,7 +62,7 @@ def require_json(headers: Headers) -> None:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Raises ApiError 400. CPU work in proportion to the body: large ones belong in a pool."""
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
+    if sum(_occurrences(body, mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise bad_request(f"The body holds more than {MAX_VALUES} values.")
     try:
         value = orjson.loads(body)
@@ -74,7 +75,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     # Outside of strings each colon stands behind a name. As many there as in the tree: no name was lost to another.
     if _ESCAPED_COLON in body:
         _check_names(body)
-    elif body.count(b":") != colons:
+    elif _occurrences(body, b":") != colons:
         raise _twice()
     return value
 
@@ -92,13 +93,26 @@ def _walk(value: dict[str, Any]) -> int:
                 colons += len(outer) + sum(name.count(":") for name in outer)
             for inner in inside:
                 if isinstance(inner, str):
-                    colons += inner.count(":")
+                    colons += _occurrences(inner, ":")
                 elif isinstance(inner, (dict, list)):
                     deeper.append(inner)
         if not deeper:
             return colons
         level = deeper
     raise bad_request(f"The body is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _occurrences(text: AnyStr, mark: AnyStr) -> int:
+    """As `text.count(mark)`, and ten times as fast where there are few in much: `find` looks at many bytes at once."""
+    if len(text) <= _LONG:
+        return text.count(mark)
+    found, at = 0, text.find(mark)
+    while at >= 0:
+        found += 1
+        if found > _FEW:
+            return text.count(mark)
+        at = text.find(mark, at + 1)
+    return found
 
 
 def _check_names(body: bytes) -> None:
