@@ -12,7 +12,7 @@ from model.geometry import Canvas, ImageGeometry
 from model.image_file import ImageHeader
 from server.metrics import Metrics
 from server.protocol.errors import bad_request, overloaded
-from server.protocol.registration import ModelCard
+from server.protocol.registration import ImageCard, ModelCard
 from server.registry.table import Worker
 from server.settings import Settings
 from server.stats import WINDOW, Rate
@@ -89,6 +89,20 @@ def _waiting(worker: Worker) -> int:
     return max(load.waiting, worker.in_flight - registration.max_running)
 
 
+def image_geometry(card: ImageCard) -> ImageGeometry:
+    """How the model's workers count pictures."""
+    return ImageGeometry(
+        tile=card.tile,
+        grid=card.grid,
+        canvases=tuple(Canvas(*canvas) for canvas in card.canvases),
+        extra_tokens=card.extra_tokens,
+        unpad=card.unpad,
+        max_tiles=card.max_tiles,
+        several_images=card.several_images,
+        newline=card.newline,
+    )
+
+
 def image_tokens(card: ModelCard, headers: Sequence[ImageHeader]) -> int:
     """Counts what the pictures cost in tokens; raises ApiError 400 when they alone exceed the context."""
     if not headers:
@@ -97,16 +111,7 @@ def image_tokens(card: ModelCard, headers: Sequence[ImageHeader]) -> int:
         raise bad_request(
             f"The model {card.name!r} does not take images.", param="messages", code="images_not_supported"
         )
-    geometry = ImageGeometry(
-        tile=card.image.tile,
-        grid=card.image.grid,
-        canvases=tuple(Canvas(*canvas) for canvas in card.image.canvases),
-        extra_tokens=card.image.extra_tokens,
-        unpad=card.image.unpad,
-        max_tiles=card.image.max_tiles,
-        several_images=card.image.several_images,
-        newline=card.image.newline,
-    )
+    geometry = image_geometry(card.image)
     counts = [geometry.layout(header.width, header.height, len(headers)).tokens for header in headers]
     total = sum(counts)
     if total >= card.context_length:

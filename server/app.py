@@ -14,9 +14,12 @@ from server.api.chat import GenerationRoute
 from server.api.errors import install_error_handlers
 from server.api.front import Front
 from server.api.health import health_router
+from server.api.image_tokens import PATH as IMAGE_TOKENS
+from server.api.image_tokens import ImageTokensRoute
 from server.api.models import models_router
 from server.api.openapi import document
 from server.api.pages import page_routes
+from server.api.tokenizing import TokenRoute
 from server.api.workers import worker_routes
 from server.controller import Controller
 
@@ -34,6 +37,9 @@ def create_app(controller: Controller) -> ASGIApp:
     hot: dict[str, ASGIApp] = {
         "/v1/chat/completions": GenerationRoute(controller, "/v1/chat/completions", chat=True),
         "/v1/completions": GenerationRoute(controller, "/v1/completions", chat=False),
+        **{path: TokenRoute(controller, path, "/tokenize") for path in ("/v1/tokenize", "/tokenize")},
+        **{path: TokenRoute(controller, path, "/detokenize") for path in ("/v1/detokenize", "/detokenize")},
+        IMAGE_TOKENS: ImageTokensRoute(controller),
     }
     install_error_handlers(app)
     app.include_router(models_router(controller))

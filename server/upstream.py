@@ -50,11 +50,13 @@ class WholeAnswer:
 
     @property
     def completion(self) -> Completion | None:
-        """None where the body is no completion."""
+        """None where the body is nothing that was asked for."""
         try:
-            return msgspec.json.decode(self.body, type=Completion)
+            answer = msgspec.json.decode(self.body, type=Completion)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
+        known = answer.choices is not None or answer.tokens is not None or answer.prompt is not None
+        return answer if known else None
 
 
 class _ErrorAnswer(msgspec.Struct):
@@ -67,7 +69,11 @@ class _ErrorAnswer(msgspec.Struct):
 
 
 class Completion(msgspec.Struct):
-    choices: list[msgspec.Raw]
+    """A completion has choices; tokenizing answers with tokens, its reverse with a prompt."""
+
+    choices: list[msgspec.Raw] | None = None
+    tokens: list[int] | None = None
+    prompt: str | None = None
     usage: Usage | None = None
 
 

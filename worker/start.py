@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from msgspec import structs
 
 from model.checkpoint import load_checkpoint
 from model.config import LlavaConfig
@@ -131,7 +132,9 @@ def assemble(
     tokens = TokenBytes(files.prompter.tokenizer)
     keys = {*settings.api_keys, *([settings.worker_secret] if settings.worker_secret else [])}
     return Service(
-        card=model_card(files.config, name, version, engine.context_length, settings.max_images),
+        card=with_abilities(
+            model_card(files.config, name, version, engine.context_length, settings.max_images), files.prompter
+        ),
         engine=engine,
         intake=intake,
         tokens=tokens,
@@ -186,6 +189,13 @@ def model_card(config: LlavaConfig, name: str, version: str, context_length: int
         newline=geometry.newline,
     )
     return ModelCard(name, version, context_length, int(time.time()), image, max_images)
+
+
+def with_abilities(card: ModelCard, prompter: Prompter) -> ModelCard:
+    """What answers can be had beside plain text."""
+    forms = bool(prompter.stop_token_ids)  # an answer of a form ends with one of them
+    tools = "none" if not forms else "forced" if prompter.tool_format is None else "auto"
+    return structs.replace(card, structured_output=forms, tools=tools, logprobs=True)
 
 
 def _engine_config(settings: WorkerSettings) -> EngineConfig:

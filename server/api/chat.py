@@ -28,6 +28,7 @@ from server.media.images import find_images, run_sized
 from server.protocol.call_headers import DEADLINE_EXCEEDED
 from server.protocol.errors import ApiError, bad_request, internal_error, too_large, unavailable
 from server.protocol.openai.bounds import check_bounds, check_context
+from server.protocol.registration import ModelCard
 from server.relay import Call
 from server.reply import REQUEST_ID, Reply
 from server.routing.base import Work
@@ -90,9 +91,14 @@ class GenerationRoute:
                     reserve=place.reserve,
                 )
                 async with controller.watches.watch(receive):
-                    call = await self._prepare(body, place, grant, deadline, record)
-                    record.prepare_seconds = record.elapsed
-                    await self._relay(call, place, grant, reply, record)
+                    await self._handle(body, place, grant, deadline, reply, record)
+
+    async def _handle(
+        self, body: bytes, place: Place, grant: Grant, deadline: Deadline, reply: Reply, record: RequestRecord
+    ) -> None:
+        call = await self._prepare(body, place, grant, deadline, record)
+        record.prepare_seconds = record.elapsed
+        await self._relay(call, place, grant, reply, record)
 
     async def _relay(self, call: Call, place: Place, grant: Grant, reply: Reply, record: RequestRecord) -> None:
         cut_off = False
@@ -125,9 +131,9 @@ class GenerationRoute:
         controller.room.check_queue(served.workers)
         rewritten = payload["model"] != card.name
         payload["model"] = card.name
-        references = find_images(payload.get("messages")) if self._chat else []
+        references = find_images(payload.get("messages")) if self._has_messages(payload) else []
         text_bytes = len(body) - sum(len(reference.url) for reference in references)
-        work = _estimate(payload, max(0, text_bytes) // _BYTES_PER_TOKEN)
+        work = self._estimate(payload, max(0, text_bytes) // _BYTES_PER_TOKEN)
         await grant.take(requests=1, tokens=work.tokens, images=len(references))
         tokens = 0
         shared = affinity.of_text(payload, grant.key.tenant)
@@ -146,7 +152,7 @@ class GenerationRoute:
             body = await run_sized(controller.pool, len(body), partial(orjson.dumps, payload))
             if len(body) > (most := controller.settings.max_body_bytes):
                 raise too_large(f"With its pictures the request is larger than {most} bytes.")
-        check_context(payload, tokens, card.context_length)
+        self._check_context(payload, tokens, card)
         work = replace(
             work,
             prompt_tokens=min(work.prompt_tokens + tokens, _MAX_EXPECTED),
@@ -164,6 +170,18 @@ class GenerationRoute:
             deadline=deadline.at,
             version=served.version,
         )
+
+    def _card_of(self, model: object, key: ApiKey, record: RequestRecord) -> ModelCard:
+        return self._served(model, key, record).card
+
+    def _has_messages(self, payload: dict[str, Any]) -> bool:
+        return self._chat
+
+    def _estimate(self, payload: dict[str, Any], prompt_tokens: int) -> Work:
+        return _estimate(payload, prompt_tokens)
+
+    def _check_context(self, payload: dict[str, Any], image_tokens: int, card: ModelCard) -> None:
+        check_context(payload, image_tokens, card.context_length)
 
     def _served(self, model: object, key: ApiKey, record: RequestRecord) -> Served:
         return find_served(

@@ -5,14 +5,38 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.admission import image_geometry
 from server.controller import Controller
 from server.protocol.errors import model_not_found
+from server.protocol.registration import ImageCard
 from server.registry.table import Worker
+
+
+class Canvas(BaseModel):
+    width: int
+    height: int
+
+
+class ImageCapabilities(BaseModel):
+    """How pictures become tokens; POST /v1/images/tokens does the arithmetic."""
+
+    tile: int = Field(description="Pixels a side of what the vision tower sees at once.")
+    grid: int = Field(description="Patches a side of a tile.")
+    canvases: list[Canvas] = Field(description="What pictures are laid on and cut into tiles; none: one view each.")
+    max_tiles: int | None = Field(description="Tiles' worth of features that a picture is shrunk to; null: no bound.")
+    several_images: str = Field(description="tiles: each of several pictures is tiled; base: each is one view.")
+    max_tokens: int = Field(description="The most that one picture can cost.")
 
 
 class Capabilities(BaseModel):
     vision: bool
     max_images: int = Field(description="Pictures in one request.")
+    image: ImageCapabilities | None = Field(description="Of the newest version.")
+    structured_output: bool = Field(description="response_format, guided_* and structured_outputs.")
+    tools: bool = Field(description="Calls that the request names or requires.")
+    tool_choice_auto: bool = Field(description="Calls that the model decides on.")
+    logprobs: bool
+    streaming: bool = True
 
 
 class Model(BaseModel):
@@ -60,15 +84,35 @@ def models_router(controller: Controller) -> APIRouter:
 def _merged(name: str, workers: list[Worker]) -> Model:
     """Where workers differ, what all of them can take is promised."""
     cards = sorted((worker.card for worker in workers), key=lambda card: card.created, reverse=True)
+    newest = cards[0]
     context_length = min(card.context_length for card in cards)
     vision = all(card.image is not None for card in cards)
     return Model(
         id=name,
-        created=cards[0].created,
-        version=cards[0].version,
+        created=newest.created,
+        version=newest.version,
         versions=list(dict.fromkeys(card.version for card in cards)),
         context_length=context_length,
         max_model_len=context_length,
-        capabilities=Capabilities(vision=vision, max_images=min(card.max_images for card in cards) if vision else 0),
+        capabilities=Capabilities(
+            vision=vision,
+            max_images=min(card.max_images for card in cards) if vision else 0,
+            image=_image(newest.image) if vision and newest.image is not None else None,
+            structured_output=all(card.structured_output for card in cards),
+            tools=all(card.tools != "none" for card in cards),
+            tool_choice_auto=all(card.tools == "auto" for card in cards),
+            logprobs=all(card.logprobs for card in cards),
+        ),
         workers=len(workers),
+    )
+
+
+def _image(card: ImageCard) -> ImageCapabilities:
+    return ImageCapabilities(
+        tile=card.tile,
+        grid=card.grid,
+        canvases=[Canvas(width=width, height=height) for width, height in card.canvases],
+        max_tiles=card.max_tiles,
+        several_images=card.several_images,
+        max_tokens=image_geometry(card).max_tokens,
     )

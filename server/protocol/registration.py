@@ -38,6 +38,9 @@ class ModelCard(msgspec.Struct, frozen=True):
     created: int  # unix seconds
     image: ImageCard | None = None
     max_images: int = 16  # per request
+    structured_output: bool = False  # answers of a given form: response_format and its like
+    tools: Literal["none", "forced", "auto"] = "none"  # forced: only where the request names or requires a call
+    logprobs: bool = False
 
 
 class WorkerLoad(msgspec.Struct, frozen=True):
