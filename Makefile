@@ -1,6 +1,6 @@
 # Needs Python 3.11+ and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm bench soak system-deps clean
+.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm chaos bench soak system-deps clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 EXTRAS ?=
 # Passed on: `make up ARGS="--workers 2 --port 9000"`, `make bench ARGS="--runs 1"`.
 ARGS ?=
+CHAOS_SECONDS ?= 120
 # Passed on to pytest: `make test PYTEST="-k rope -x"`.
 PYTEST ?=
 comma := ,
@@ -52,6 +53,9 @@ test-transformers: install-dev $(RELEASES)/.installed ## What we write in other 
 
 test-vllm: install-dev $(VLLM)/.installed ## The same checkpoints in vLLM, token by token (some 7 GB of packages, minutes)
 	TEPHRA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(PYTEST)
+
+chaos: install-dev ## Two minutes of dying, freezing and lying workers under load, with figures (CHAOS_SECONDS=600 for longer)
+	TEPHRA_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/pytest -s tests/chaos/test_storm.py $(PYTEST)
 
 bench: install-dev $(VLLM)/.installed build/llava-0.7b ## Our worker, vLLM and transformers side by side (idle machine, hours)
 	$(BIN)/tephra bench compare --model build/llava-0.7b --engines tephra,vllm,transformers --vllm-python $(VLLM)/bin/python $(ARGS)

@@ -38,7 +38,8 @@ STOP_SECONDS = 15.0
 MODEL = "tiny"
 KEY = "a-clients-key"
 SECRET = "the-workers-secret"
-Settings = Mapping[str, object]  # by the names of `server.settings` and `worker.settings`
+# By the names of `server.settings` and `worker.settings`; a worker's may depend on its name.
+Settings = Mapping[str, object]
 _READY = re.compile(r"^Tephra \w+ ready(?: at|:) (http://\S+)", re.MULTILINE)
 
 
@@ -94,6 +95,11 @@ class Process:
         assert match is not None and self._lifeline is not None
         self.url = match[1]
         (self._process,) = psutil.Process(self._lifeline.pid).children()
+
+    @property
+    def reached_at(self) -> str:
+        """Where a controller is told to find it."""
+        return self._settings.get("TEPHRA_WORKER_URL", self.url)
 
     @property
     def running(self) -> bool:
@@ -159,6 +165,7 @@ class System:
         self.workers = {worker.name: worker for worker in workers}
         self.model = MODEL
         self.key = KEY
+        self.secret = SECRET
 
     @property
     def url(self) -> str:
@@ -211,7 +218,7 @@ class System:
             members = self.members()
             return all(
                 name in members
-                and members[name]["url"] == worker.url
+                and members[name]["url"] == worker.reached_at
                 and members[name]["state"] in ("joining", "healthy", "slow_start")
                 for name, worker in self.workers.items()
             )
@@ -275,7 +282,8 @@ def _running(
                 "dtype": "float32",  # in which an answer never depends on its batch
                 "kv_cache_bytes": 50_000_000,
             }
-            worker = Process(name, "worker", folder, {**shared, **settings, **worker_settings})
+            own = {key: value(name) if callable(value) else value for key, value in worker_settings.items()}
+            worker = Process(name, "worker", folder, {**shared, **settings, **own})
             stack.callback(worker.stop)
             worker.start()
             workers.append(worker)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import socket
+import struct
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 from openai import AsyncOpenAI
 
 from server.state import EmbeddedValkey
-
-STALL_SECONDS = 10.0  # after which a stream that says nothing is given up
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def valkey() -> Iterator[EmbeddedValkey]:
 @pytest.fixture(scope="module")
 def shared_system(running_system: Any, valkey: EmbeddedValkey) -> Iterator[Any]:
     """Workers decode four answers at once, so that others wait at them."""
-    controller = {"redis_url": valkey.url, "stall_seconds": STALL_SECONDS}
+    controller = {"redis_url": valkey.url}
     with running_system(controller, {"max_running": 4}) as system:
         yield system
 
@@ -58,6 +63,7 @@ class Caller:
         self._system = system
         self._pictures = pictures
         self._asked = 0
+        self.pictured = True
 
     def outcome(self) -> Outcome:
         self._asked += 1
@@ -66,7 +72,9 @@ class Caller:
     async def ask(self, number: int, *, stream: bool, tokens: int = 40, outcome: Outcome | None = None) -> Outcome:
         """Greedy, so that the same question has the same answer everywhere."""
         outcome = outcome or self.outcome()
-        content: Any = [self._pictures.part(number), {"type": "text", "text": "what is it?"}]
+        content: Any = [{"type": "text", "text": f"what is it, number {number}?"}]
+        if self.pictured:
+            content.insert(0, self._pictures.part(number))
         fields: dict[str, Any] = {
             "model": self._system.model,
             "messages": [{"role": "user", "content": content}],
@@ -97,3 +105,162 @@ class Caller:
 async def caller(system: Any, pictures: Any) -> AsyncIterator[Caller]:
     async with AsyncOpenAI(base_url=f"{system.url}/v1", api_key=system.key, max_retries=0, timeout=300.0) as client:
         yield Caller(client, system, pictures)
+
+
+class Wall:
+    """A TCP proxy in front of a worker. While it is up it takes everything and passes on nothing."""
+
+    def __init__(self) -> None:
+        self.target = 0  # a port
+        self.up = False
+        self._sockets: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def reset(self) -> None:
+        """Every connection through it breaks."""
+        for end in list(self._sockets):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._close(end)
+
+    def close(self) -> None:
+        self._listener.close()
+        self.reset()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target), timeout=5)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            self._sockets |= {near, far}
+            for ends in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        """What comes while the wall is up is lost, so the connection is of no use afterwards."""
+        try:
+            while data := source.recv(65536):
+                if self.up:
+                    while self.up:
+                        time.sleep(0.05)
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass  # one end is gone, and with it the other
+        finally:
+            self._close(source)
+            self._close(sink)
+
+    def _close(self, end: socket.socket) -> None:
+        self._sockets.discard(end)
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was closed already
+        end.close()
+
+
+@pytest.fixture
+def walls() -> Iterator[dict[str, Wall]]:
+    walls = {name: Wall() for name in ("east", "west")}
+    yield walls
+    for wall in walls.values():
+        wall.close()
+
+
+class Liar:
+    """A worker that knows the secret and answers nonsense, of another kind each time."""
+
+    def __init__(self) -> None:
+        self._answers = itertools.cycle(
+            (self._no_json, self._no_stream, self._strange_status, self._endless_head, self._giant_frame, self._drip)
+        )
+
+    async def __aenter__(self) -> Liar:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._session = aiohttp.ClientSession()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._session.close()
+
+    async def join(self, system: Any) -> None:
+        self._workers = f"{system.url}/internal/workers"
+        self._headers = {"Authorization": f"Bearer {system.secret}"}
+        member = system.members()["east"]
+        card = {"name": system.model, "version": member["version"], "context_length": 2048, "created": 1}
+        body = {"worker_id": "liar", "url": self._url, "model": card, "engine": "native", "device": "cpu"}
+        body |= {"max_running": 64, "started_at": time.time()}
+        async with self._session.post(self._workers, json=body, headers=self._headers) as response:
+            assert response.status == 200, await response.text()
+
+    async def leave(self) -> None:
+        async with self._session.delete(f"{self._workers}/liar", headers=self._headers) as response:
+            assert response.status == 204
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await next(self._answers)(writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the controller has had enough
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _no_json(self, writer: asyncio.StreamWriter) -> None:
+        await self._say(
+            writer, b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{"choic'
+        )
+
+    async def _no_stream(self, writer: asyncio.StreamWriter) -> None:
+        await self._say(writer, _STREAM + b"data: <html>\n\ndata: [DONE]\n\n")
+
+    async def _strange_status(self, writer: asyncio.StreamWriter) -> None:
+        await self._say(writer, b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
+
+    async def _endless_head(self, writer: asyncio.StreamWriter) -> None:
+        await self._say(writer, b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await self._say(writer, b"X-More: and more\r\n" * 1000)
+
+    async def _giant_frame(self, writer: asyncio.StreamWriter) -> None:
+        await self._say(writer, _STREAM + b"data: ")
+        while True:
+            await self._say(writer, b"x" * 65536)
+
+    async def _drip(self, writer: asyncio.StreamWriter) -> None:
+        await self._say(writer, b"HTTP/1.1 500 ")
+        for _ in range(20):
+            await self._say(writer, b"x")
+            await asyncio.sleep(0.2)
+
+    async def _say(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        writer.write(data)
+        await writer.drain()
+
+
+_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture
+async def liar() -> AsyncIterator[Liar]:
+    async with Liar() as liar:
+        yield liar

@@ -18,6 +18,7 @@ from server.state import EmbeddedValkey
 pytestmark = pytest.mark.timeout(600)  # several processes start anew, perhaps on a busy machine
 
 ENDLESS = 1800  # tokens: many times what a request needs until something happens to its worker
+LONGER = 900  # tokens: long, and yet worth asking for once more
 LONG = 300  # tokens: a request that is still under way when its worker is killed a moment after it was seen there
 
 
@@ -39,21 +40,23 @@ async def spread(caller: Any, system: Any, among: set[str]) -> None:
             assert seen <= among
 
 
-async def start_streams(caller: Any, count: int) -> tuple[list[Any], list[asyncio.Task[Any]]]:
-    """So many endless streams, all of them in the middle of their answer."""
+async def start_streams(caller: Any, count: int, tokens: int = ENDLESS) -> tuple[list[Any], list[asyncio.Task[Any]]]:
+    """So many streams, all of them in the middle of their answer."""
     outcomes = [caller.outcome() for _ in range(count)]
     tasks = [
-        asyncio.create_task(caller.ask(number, stream=True, tokens=ENDLESS, outcome=outcome))
+        asyncio.create_task(caller.ask(number, stream=True, tokens=tokens, outcome=outcome))
         for number, outcome in enumerate(outcomes)
     ]
     await begun(*outcomes)
     return outcomes, tasks
 
 
-async def test_when_a_worker_is_killed_under_load_only_its_begun_streams_end_and_they_say_so(
+async def test_when_a_worker_is_killed_under_load_no_client_notices(
     caller: Any, system: Any, eventually: Callable[..., Any]
 ) -> None:
-    long, streaming = await start_streams(caller, 4)
+    # In words alone: a draw between two tokens that are all but equally likely is less likely with short prompts.
+    caller.pictured = False
+    long, streaming = await start_streams(caller, 4, LONGER)
     asked = [(number, number % 2 == 0) for number in range(16)]
     asking = [asyncio.create_task(caller.ask(number, stream=stream, tokens=LONG)) for number, stream in asked]
 
@@ -66,18 +69,16 @@ async def test_when_a_worker_is_killed_under_load_only_its_begun_streams_end_and
     await asyncio.gather(*streaming)
 
     recent = system.recent()
-    where = {outcome.id: recent[outcome.id]["worker"] for outcome in (*long, *outcomes)}
-    broken = [outcome for outcome in (*long, *outcomes) if outcome.error]
-    assert {outcome.error for outcome in broken} == {"stream_broken"}
-    assert {where[outcome.id] for outcome in broken} == {"east"}
-    assert {outcome.id for outcome in long if where[outcome.id] == "east"} <= {outcome.id for outcome in broken}
-    assert {where[outcome.id] for outcome in long} == {"east", "west"}
-    assert sum(recent[outcome.id]["retries"] for outcome in outcomes) >= 1
+    assert not [outcome.error for outcome in (*long, *outcomes) if outcome.error]
+    assert sum(recent[outcome.id]["carried_over"] for outcome in long) >= 1
+    assert sum(recent[outcome.id]["retries"] + recent[outcome.id]["carried_over"] for outcome in outcomes) >= 1
+    assert {recent[outcome.id]["ended"] for outcome in (*long, *outcomes)} == {"complete"}
 
-    # The answers that went on at the other worker are the ones that these questions have.
-    again = await asyncio.gather(*(caller.ask(number, stream=False, tokens=LONG) for number, _ in asked))
-    for outcome, same in zip(outcomes, again, strict=True):
-        assert same.text.startswith(outcome.text) if outcome.error else same.text == outcome.text
+    # Carried on or repeated at the other worker, the answers are the ones that these questions have.
+    questions = [(number, LONGER) for number in range(4)] + [(number, LONG) for number, _ in asked]
+    again = await asyncio.gather(*(caller.ask(number, stream=False, tokens=tokens) for number, tokens in questions))
+    for outcome, same in zip((*long, *outcomes), again, strict=True):
+        assert same.text == outcome.text, recent[outcome.id]
 
     await asyncio.to_thread(eventually, lambda: "east" not in system.members(), "the registry forgets east")
     await spread(caller, system, {"west"})
@@ -141,7 +142,7 @@ async def test_clients_that_leave_free_what_their_requests_held(
 async def test_requests_at_a_worker_that_hangs_are_answered_elsewhere(
     caller: Any, system: Any, eventually: Callable[..., Any]
 ) -> None:
-    long, streaming = await start_streams(caller, 2)
+    long, streaming = await start_streams(caller, 6, LONGER)
     system.workers["east"].signal(signal.SIGSTOP)  # its connections stay open, and say nothing
     outcomes = await asyncio.gather(*(caller.ask(number, stream=number % 2 == 0) for number in range(12)))
     assert not any(outcome.error for outcome in outcomes)
@@ -151,7 +152,9 @@ async def test_requests_at_a_worker_that_hangs_are_answered_elsewhere(
     assert "east" not in system.members()
     await asyncio.gather(*streaming)
     recent = system.recent()
-    assert {recent[outcome.id]["worker"]: outcome.error for outcome in long} == {"east": "stream_broken", "west": ""}
+    assert not any(outcome.error for outcome in long)
+    assert sum(recent[outcome.id]["carried_over"] for outcome in long) >= 1
+    assert {recent[outcome.id]["worker"] for outcome in long} == {"west"}
 
     system.workers["east"].signal(signal.SIGCONT)
     await asyncio.to_thread(system.wait_whole)
