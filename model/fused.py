@@ -7,13 +7,13 @@ side by side. The same arithmetic as the plain layers but for where it rounds: i
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model.attention import Attention
 from model.config import TextConfig, VisionConfig
 from model.connector import Connector
 from model.kernels import rows, team
+from model.kernels.dense import attend_all, padded, side_by_side
 from model.language_model import DecoderLayer
 from model.llava import LlavaModel
 from model.rope import HalfRope
@@ -114,10 +114,8 @@ class FusedVisionLayer(nn.Module):
         """[B, N, D] -> [B, N, D]."""
         batch, tokens, width = x.shape
         flat = x.reshape(batch * tokens, width)
-        qkv = self.qkv(self.first(flat)).view(batch, tokens, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, N, D/heads] each
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch * tokens, width)
-        flat = flat + self.out(mixed)
+        parts = rows.split_wide(self.qkv(self.first(flat)), batch, self.heads, padded(tokens))
+        flat = flat + self.out(side_by_side(attend_all(*parts, tokens), batch))
         hidden = rows.activate_wide(self.fc1(self.second(flat)), self.activation, gated=False)
         return flat.add_(self.fc2(hidden)).view(x.shape)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model.attention import Attention
@@ -20,6 +19,7 @@ from model.config import TextConfig, VisionConfig
 from model.connector import Connector
 from model.errors import ModelError
 from model.kernels import rows, team
+from model.kernels.dense import attend_all, padded, side_by_side
 from model.kernels.rows import Product, Quantized
 from model.language_model import DecoderLayer
 from model.llava import LlavaModel
@@ -28,6 +28,8 @@ from model.smoothing import LayerFactors, smoothing_factors
 from model.vision_tower import VisionLayer
 
 _LIMIT = 127.0
+_ROWS = 8  # that the packing is made for; other numbers are as quick with it
+_ONE, _OFFSET = torch.tensor(1.0), torch.tensor(128)  # of activations; their scales are the rows'
 
 
 def check_int8(device: torch.device | str, dtype: torch.dtype) -> None:
@@ -66,15 +68,18 @@ def to_int8(model: LlavaModel) -> LlavaModel:
 class Int8Linear(nn.Module):
     """Linear layers over the same input, side by side. Takes quantised rows, gives a product to be scaled back."""
 
-    weight: torch.Tensor  # int8 [N, K]
     columns: torch.Tensor  # float32 [N]
+    zeros: torch.Tensor  # int64 [N]: weights are as far up as down
     bias: torch.Tensor | None  # float32 [N]
 
     def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> None:
         super().__init__()
         quantized = [quantize_weight(weight) for weight in weights]
-        self.register_buffer("weight", torch.cat([values for values, _ in quantized]))
+        weight = torch.cat([values for values, _ in quantized])  # int8 [N, K]
+        # An opaque tensor, no buffer: nothing but this product can be done with it.
+        self.packed = (torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]]),)
         self.register_buffer("columns", torch.cat([scales for _, scales in quantized]))
+        self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int64))
         bias = None
         if any(part is not None for part in biases):
             parts = [torch.zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
@@ -94,7 +99,22 @@ class Int8Linear(nn.Module):
             self.bias[first:] /= factors
 
     def forward(self, x: Quantized) -> Product:
-        return Product(torch._int_mm(x.values, self.weight.t()), x.scales, self.columns, self.bias)
+        sums = torch.ops.onednn.qlinear_pointwise(
+            x.values,
+            _ONE,
+            _OFFSET,
+            self.packed[0],
+            self.columns,
+            self.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        return Product(sums, x.scales, self.bias)
 
 
 def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,9 +142,8 @@ class Int8VisionLayer(nn.Module):
         """[B, N, D] -> [B, N, D]; x itself is overwritten."""
         batch, tokens, width = x.shape
         flat = x.reshape(batch * tokens, width)
-        qkv = rows.scale_back(self.qkv(self.first(flat, None)))
-        q, k, v = qkv.view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B, heads, N, D/heads] each
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch * tokens, width)
+        parts = rows.split(self.qkv(self.first(flat, None)), batch, self.heads, padded(tokens))
+        mixed = side_by_side(attend_all(*parts, tokens), batch)
         hidden = self.fc1(self.second(flat, self.out(rows.quantize(mixed))))
         return rows.add(flat, self.fc2(rows.activate(hidden, self.activation, gated=False))).view(x.shape)
 
@@ -190,7 +209,8 @@ class Int8Head(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """bfloat16 [N, D] -> float32 [N, vocabulary]."""
         first = rows.quantize(hidden.contiguous())
-        rest = rows.quantize((hidden.float() - first.values * first.scales[:, None]).to(hidden.dtype))
+        near = (first.values.float() - float(_OFFSET)) * first.scales[:, None]
+        rest = rows.quantize((hidden.float() - near).to(hidden.dtype))
         both = Quantized(torch.cat([first.values, rest.values]), torch.cat([first.scales, rest.scales]))
         logits = rows.scale_back_wide(self.linear(both))
         return logits[: len(hidden)].add_(logits[len(hidden) :])

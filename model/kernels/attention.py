@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numba import carray
 
-from model.kernels.numbers import exp, narrow, wide
-from model.kernels.team import address, compiled, every, kernel
+from model.kernels.numbers import exp, narrow, ordered_back, ordered_wide, wide
+from model.kernels.team import address, compiled, every, kernel, share
 
 _ZERO = np.float32(0.0)
 
@@ -33,6 +33,29 @@ def attend_paged(
     # Rows may be of any length, so a thread takes every n-th pair of row and key head: the first number is of pairs.
     _attend(rows * kv_heads, rows, heads, kv_heads, width, slots, tables.shape[1], block, scale, *places)
     return out
+
+
+def store_paged(k: torch.Tensor, v: torch.Tensor, pool: torch.Tensor, slots: torch.Tensor) -> None:
+    """Puts k and v bfloat16 [T, kv_heads, head_dim] into pool [2, kv_heads, slots, head_dim], at slots [T] int64."""
+    tokens, kv_heads, width = k.shape
+    places = (part.data_ptr() for part in (k, v, pool, slots))
+    _store(tokens, kv_heads, pool.shape[2], width, *places)
+
+
+@kernel
+def _store(place):
+    a = carray(place, 8, np.int64)
+    tokens, kv_heads, places, width = a[0], a[1], a[2], a[3]
+    k = carray(address(a[4]), (tokens, kv_heads, width), np.uint16)
+    v = carray(address(a[5]), (tokens, kv_heads, width), np.uint16)
+    pool = carray(address(a[6]), (2, kv_heads, places, width), np.uint16)
+    slots = carray(address(a[7]), tokens, np.int64)
+    first, last = share(tokens)
+    for token in range(first, last):
+        for head in range(kv_heads):
+            for column in range(width):
+                pool[0, head, slots[token], column] = k[token, head, column]
+                pool[1, head, slots[token], column] = v[token, head, column]
 
 
 @kernel
@@ -59,7 +82,7 @@ def _attend(place):
         scores = np.empty((group, length - first), np.float32)
         _score(queries, pool[0, head], tables[row], first, length, block, scores)
         for member in range(group):
-            _softmax(scores[member], length - first)
+            _softmax(scores[member])
         _mix(scores, pool[1, head], tables[row], first, length, block, mixed)
         for member in range(group):
             for column in range(width):
@@ -83,14 +106,18 @@ def _score(queries, keys, table, first, length, block, scores):
 
 
 @compiled
-def _softmax(scores, count):
-    top = scores[0]
-    for token in range(1, count):
-        top = max(top, scores[token])
+def _softmax(scores):
+    """In place; a NaN spreads over all."""
+    count = len(scores)
+    highest = np.int32(-(2**31))
+    for token in range(count):
+        highest = max(highest, ordered_wide(scores[token]))
+    top = ordered_back(highest)
     total = _ZERO
     for token in range(count):
-        scores[token] = exp(scores[token] - top)
-        total += scores[token]
+        power = exp(scores[token] - top)
+        scores[token] = power
+        total += power
     factor = np.float32(1.0) / total
     for token in range(count):
         scores[token] *= factor

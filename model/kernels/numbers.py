@@ -28,6 +28,25 @@ def narrow(value):
 
 
 @inlined
+def ordered(bits):
+    """bfloat16 bits -> int16 that stand in the same order; and, of those, the bits again."""
+    signed = np.int16(bits)
+    return np.int16(signed ^ np.int16((signed >> np.int16(15)) & np.int16(0x7FFF)))
+
+
+@inlined
+def ordered_wide(value):
+    """float32 -> int32 in the same order; a NaN is the largest or the least of all."""
+    signed = np.float32(value).view(np.int32)
+    return np.int32(signed ^ np.int32((signed >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@inlined
+def ordered_back(place):
+    return np.int32(place ^ np.int32((place >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@inlined
 def exp(x):
     """e**x in float32 to about 2e-7; below 2**-126 it stays there."""
     y = min(max(x * _LOG2E, _LOW), _HIGH)

@@ -2,8 +2,9 @@
 
 For int8 products what goes in is quantised row by row, and what comes out is scaled back, in the same pass.
 
-A row is a token. Its scale is its largest absolute value over 127; the scale of a weight's column was found when the
-weight was quantised. Products are int32 and exact, so a token's result is the same whatever other rows are beside it.
+A row is a token. Its scale is its largest absolute value over 127; by the scales of a weight's columns, found when the
+weight was quantised, products are multiplied already. These were exact whole numbers before that, so a token's result
+is the same whatever other rows are beside it.
 All tensors are contiguous and on the CPU; shapes are given behind each name.
 """
 
@@ -26,29 +27,31 @@ _ZERO = np.float32(0.0)
 
 @dataclass(frozen=True)
 class Quantized:
-    """Rows of int8 and the float32 that each is to be multiplied by: values [M, K], scales [M]."""
+    """Rows of whole numbers, 128 too large, and what each row is to be multiplied by: uint8 [M, K], float32 [M].
+
+    That they are kept without a sign is for oneDNN's sake, which has a quick product for those alone.
+    """
 
     values: torch.Tensor
     scales: torch.Tensor
 
     @staticmethod
     def empty(rows: int, width: int) -> Quantized:
-        return Quantized(torch.empty(rows, width, dtype=torch.int8), torch.empty(rows))
+        return Quantized(torch.empty(rows, width, dtype=torch.uint8), torch.empty(rows))
 
 
 @dataclass(frozen=True)
 class Product:
-    """A product that is not scaled back yet: sums [M, N] int32 times rows [M] times columns [N], plus bias [N]."""
+    """A product whose rows are not scaled back yet: sums [M, N] times rows [M], plus bias [N]; all float32."""
 
     sums: torch.Tensor
     rows: torch.Tensor
-    columns: torch.Tensor
     bias: torch.Tensor | None
 
     @property
-    def pointers(self) -> tuple[int, int, int, int]:
+    def pointers(self) -> tuple[int, int, int]:
         bias = 0 if self.bias is None else self.bias.data_ptr()
-        return self.sums.data_ptr(), self.rows.data_ptr(), self.columns.data_ptr(), bias
+        return self.sums.data_ptr(), self.rows.data_ptr(), bias
 
 
 def quantize(x: torch.Tensor) -> Quantized:
@@ -86,7 +89,7 @@ def _norm(
     scales: int,
     normed: int,
 ) -> None:
-    added = (0, 0, 0, 0) if product is None else product.pointers
+    added = (0, 0, 0) if product is None else product.pointers
     eps_bits = int(np.float32(eps).view(np.int32))
     shift = 0 if bias is None else bias.data_ptr()
     _add_and_norm(*x.shape, x.data_ptr(), *added, weight.data_ptr(), shift, eps_bits, values, scales, normed)
@@ -138,6 +141,36 @@ def turn(
     return q, k, v
 
 
+def split(product: Product, batch: int, heads: int, room: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values side by side in the product [batch * T, 3 * heads * d], without positions to turn by.
+
+    -> bfloat16 q [batch * heads, T, d], k and v [batch * heads, room, d], of which all behind T is zero.
+    """
+    sums = product.sums
+    out = _room_for_heads(batch, len(sums) // batch, heads, room, sums.shape[1])
+    places = (part.data_ptr() for part in out)
+    _split(len(sums), batch, heads, room, sums.shape[1] // 3 // heads, *product.pointers, *places)
+    return out
+
+
+def split_wide(x: torch.Tensor, batch: int, heads: int, room: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`split`, of bfloat16 x [batch * T, 3 * heads * d]."""
+    out = _room_for_heads(batch, len(x) // batch, heads, room, x.shape[1])
+    places = (part.data_ptr() for part in (x, *out))
+    _split_wide(len(x), batch, heads, room, x.shape[1] // 3 // heads, *places)
+    return out
+
+
+def _room_for_heads(
+    batch: int, tokens: int, heads: int, room: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    each = width // 3 // heads
+    q = torch.empty(batch * heads, tokens, each, dtype=torch.bfloat16)
+    k, v = (torch.empty(batch * heads, room, each, dtype=torch.bfloat16) for _ in range(2))
+    k[:, tokens:], v[:, tokens:] = 0, 0
+    return q, k, v
+
+
 def activate_wide(x: torch.Tensor, activation: str, *, gated: bool) -> torch.Tensor:
     """`activate`, from bfloat16 to bfloat16: x [M, N] -> [M, N], gated [M, N / 2]."""
     rows, columns = x.shape
@@ -162,14 +195,14 @@ def turn_wide(
 
 @compiled
 def _quantize_row(row, values, width):
-    """row float32 -> values int8; returns the scale. A NaN among them makes the scale one."""
+    """row float32 -> values uint8; returns the scale. A NaN among them makes the scale one."""
     top = np.uint32(0)
     for column in range(width):
         top = max(top, np.uint32(np.float32(row[column]).view(np.uint32) & np.uint32(0x7FFFFFFF)))  # NaN is the largest
     largest = np.uint32(top).view(np.float32)
     factor = _LIMIT / largest if largest > _ZERO else _ZERO
     for column in range(width):
-        values[column] = np.int8(np.int32(np.rint(row[column] * factor)))
+        values[column] = np.uint8(np.int32(np.rint(row[column] * factor)) + np.int32(128))
     return largest / _LIMIT
 
 
@@ -178,7 +211,7 @@ def _quantize(place):
     a = carray(place, 5, np.int64)
     rows, width = a[0], a[1]
     x = carray(address(a[2]), (rows, width), np.uint16)
-    values = carray(address(a[3]), (rows, width), np.int8)
+    values = carray(address(a[3]), (rows, width), np.uint8)
     scales = carray(address(a[4]), rows, np.float32)
     row = np.empty(width, np.float32)
     first, last = share(rows)
@@ -189,42 +222,41 @@ def _quantize(place):
 
 
 @compiled
-def _scaled(row, sums, factor, columns, bias, has_bias, width):
+def _scaled(row, sums, factor, bias, has_bias, width):
     """One row of a product, float32."""
     if has_bias:
         for column in range(width):
-            row[column] = np.float32(sums[column]) * factor * columns[column] + bias[column]
+            row[column] = sums[column] * factor + bias[column]
     else:
         for column in range(width):
-            row[column] = np.float32(sums[column]) * factor * columns[column]
+            row[column] = sums[column] * factor
 
 
 @kernel
 def _add_and_norm(place):
-    a = carray(place, 13, np.int64)
+    a = carray(place, 12, np.int64)
     rows, width = a[0], a[1]
     x = carray(address(a[2]), (rows, width), np.uint16)
-    sums = carray(address(a[3]), (rows, width), np.int32)
+    sums = carray(address(a[3]), (rows, width), np.float32)
     factors = carray(address(a[4]), rows, np.float32)
-    columns = carray(address(a[5]), width, np.float32)
-    bias = carray(address(a[6]), width, np.float32)
-    weight = carray(address(a[7]), width, np.float32)
-    shift = carray(address(a[8]), width, np.float32)
-    eps = np.int32(a[9]).view(np.float32)
-    values = carray(address(a[10]), (rows, width), np.int8)
-    scales = carray(address(a[11]), rows, np.float32)
-    normed = carray(address(a[12]), (rows, width), np.uint16)
+    bias = carray(address(a[5]), width, np.float32)
+    weight = carray(address(a[6]), width, np.float32)
+    shift = carray(address(a[7]), width, np.float32)
+    eps = np.int32(a[8]).view(np.float32)
+    values = carray(address(a[9]), (rows, width), np.uint8)
+    scales = carray(address(a[10]), rows, np.float32)
+    normed = carray(address(a[11]), (rows, width), np.uint16)
     row = np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
         if a[3] != 0:
-            _scaled(row, sums[m], factors[m], columns, bias, a[6] != 0, width)
+            _scaled(row, sums[m], factors[m], bias, a[5] != 0, width)
             for column in range(width):
                 x[m, column] = narrow(wide(x[m, column]) + row[column])
         for column in range(width):
             row[column] = wide(x[m, column])
-        _norm_row(row, weight, shift, a[8] != 0, eps, width)
-        if a[12] != 0:
+        _norm_row(row, weight, shift, a[7] != 0, eps, width)
+        if a[11] != 0:
             for column in range(width):
                 normed[m, column] = narrow(row[column])
         else:
@@ -254,23 +286,22 @@ def _norm_row(row, weight, shift, centred, eps, width):
 
 @kernel
 def _dequantize(place):
-    a = carray(place, 9, np.int64)
+    a = carray(place, 8, np.int64)
     rows, width = a[0], a[1]
-    sums = carray(address(a[2]), (rows, width), np.int32)
+    sums = carray(address(a[2]), (rows, width), np.float32)
     factors = carray(address(a[3]), rows, np.float32)
-    columns = carray(address(a[4]), width, np.float32)
-    bias = carray(address(a[5]), width, np.float32)
-    out = carray(address(a[6]), (rows, width), np.uint16)
-    out_wide = carray(address(a[7]), (rows, width), np.float32)
-    added = carray(address(a[8]), (rows, width), np.uint16)
+    bias = carray(address(a[4]), width, np.float32)
+    out = carray(address(a[5]), (rows, width), np.uint16)
+    out_wide = carray(address(a[6]), (rows, width), np.float32)
+    added = carray(address(a[7]), (rows, width), np.uint16)
     row = np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
-        if a[7] != 0:
-            _scaled(out_wide[m], sums[m], factors[m], columns, bias, a[5] != 0, width)
+        if a[6] != 0:
+            _scaled(out_wide[m], sums[m], factors[m], bias, a[4] != 0, width)
             continue
-        _scaled(row, sums[m], factors[m], columns, bias, a[5] != 0, width)
-        if a[8] != 0:
+        _scaled(row, sums[m], factors[m], bias, a[4] != 0, width)
+        if a[7] != 0:
             for column in range(width):
                 out[m, column] = narrow(row[column] + wide(added[m, column]))
         else:
@@ -299,22 +330,21 @@ def _activate_row(row, kind, width):
 
 @kernel
 def _activate(place):
-    a = carray(place, 10, np.int64)
+    a = carray(place, 9, np.int64)
     rows, width, gated, kind = a[0], a[1], a[2], a[3]
     stride = 2 * width if gated else width
-    sums = carray(address(a[4]), (rows, stride), np.int32)
+    sums = carray(address(a[4]), (rows, stride), np.float32)
     factors = carray(address(a[5]), rows, np.float32)
-    columns = carray(address(a[6]), stride, np.float32)
-    bias = carray(address(a[7]), stride if a[7] != 0 else 0, np.float32)
-    values = carray(address(a[8]), (rows, width), np.int8)
-    scales = carray(address(a[9]), rows, np.float32)
+    bias = carray(address(a[6]), stride if a[6] != 0 else 0, np.float32)
+    values = carray(address(a[7]), (rows, width), np.uint8)
+    scales = carray(address(a[8]), rows, np.float32)
     row, gate = np.empty(width, np.float32), np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
-        _scaled(row, sums[m, :width], factors[m], columns[:width], bias[:width], a[7] != 0, width)
+        _scaled(row, sums[m, :width], factors[m], bias[:width], a[6] != 0, width)
         _activate_row(row, kind, width)
         if gated:
-            _scaled(gate, sums[m, width:], factors[m], columns[width:], bias[width:], a[7] != 0, width)
+            _scaled(gate, sums[m, width:], factors[m], bias[width:], a[6] != 0, width)
             for column in range(width):
                 row[column] *= gate[column]
         scales[m] = _quantize_row(row, values[m], width)
@@ -322,23 +352,22 @@ def _activate(place):
 
 @kernel
 def _turn(place):
-    a = carray(place, 13, np.int64)
+    a = carray(place, 12, np.int64)
     rows, heads, kv_heads, width = a[0], a[1], a[2], a[3]
     total = (heads + 2 * kv_heads) * width
     half = width // 2
-    sums = carray(address(a[4]), (rows, total), np.int32)
+    sums = carray(address(a[4]), (rows, total), np.float32)
     factors = carray(address(a[5]), rows, np.float32)
-    columns = carray(address(a[6]), total, np.float32)
-    bias = carray(address(a[7]), total, np.float32)
-    cos = carray(address(a[8]), (rows, half), np.float32)
-    sin = carray(address(a[9]), (rows, half), np.float32)
-    q = carray(address(a[10]), (rows, heads, width), np.uint16)
-    k = carray(address(a[11]), (rows, kv_heads, width), np.uint16)
-    v = carray(address(a[12]), (rows, kv_heads, width), np.uint16)
+    bias = carray(address(a[6]), total, np.float32)
+    cos = carray(address(a[7]), (rows, half), np.float32)
+    sin = carray(address(a[8]), (rows, half), np.float32)
+    q = carray(address(a[9]), (rows, heads, width), np.uint16)
+    k = carray(address(a[10]), (rows, kv_heads, width), np.uint16)
+    v = carray(address(a[11]), (rows, kv_heads, width), np.uint16)
     row = np.empty(total, np.float32)
     first, last = share(rows)
     for m in range(first, last):
-        _scaled(row, sums[m], factors[m], columns, bias, a[7] != 0, total)
+        _scaled(row, sums[m], factors[m], bias, a[6] != 0, total)
         for head in range(heads):
             _turn_head(row[head * width : (head + 1) * width], cos[m], sin[m], q[m, head], half)
         for head in range(kv_heads):
@@ -356,6 +385,54 @@ def _turn_head(x, cos, sin, out, half):
         left, right = x[column], x[half + column]
         out[column] = narrow(left * cos[column] - right * sin[column])
         out[half + column] = narrow(right * cos[column] + left * sin[column])
+
+
+@kernel
+def _split(place):
+    a = carray(place, 11, np.int64)
+    rows, batch, heads, room, width = a[0], a[1], a[2], a[3], a[4]
+    tokens, total = rows // batch, 3 * heads * width
+    sums = carray(address(a[5]), (rows, total), np.float32)
+    factors = carray(address(a[6]), rows, np.float32)
+    bias = carray(address(a[7]), total, np.float32)
+    q = carray(address(a[8]), (batch * heads, tokens, width), np.uint16)
+    k = carray(address(a[9]), (batch * heads, room, width), np.uint16)
+    v = carray(address(a[10]), (batch * heads, room, width), np.uint16)
+    row = np.empty(total, np.float32)
+    first, last = share(rows)
+    for m in range(first, last):
+        _scaled(row, sums[m], factors[m], bias, a[7] != 0, total)
+        image, token = m // tokens, m % tokens
+        for head in range(heads):
+            start, place_of = head * width, image * heads + head
+            for column in range(width):
+                q[place_of, token, column] = narrow(row[start + column])
+            start += heads * width
+            for column in range(width):
+                k[place_of, token, column] = narrow(row[start + column])
+            start += heads * width
+            for column in range(width):
+                v[place_of, token, column] = narrow(row[start + column])
+
+
+@kernel
+def _split_wide(place):
+    a = carray(place, 9, np.int64)
+    rows, batch, heads, room, width = a[0], a[1], a[2], a[3], a[4]
+    tokens = rows // batch
+    x = carray(address(a[5]), (rows, 3, heads, width), np.uint16)
+    q = carray(address(a[6]), (batch * heads, tokens, width), np.uint16)
+    k = carray(address(a[7]), (batch * heads, room, width), np.uint16)
+    v = carray(address(a[8]), (batch * heads, room, width), np.uint16)
+    first, last = share(rows)
+    for m in range(first, last):
+        image, token = m // tokens, m % tokens
+        for head in range(heads):
+            place_of = image * heads + head
+            for column in range(width):
+                q[place_of, token, column] = x[m, 0, head, column]
+                k[place_of, token, column] = x[m, 1, head, column]
+                v[place_of, token, column] = x[m, 2, head, column]
 
 
 @kernel

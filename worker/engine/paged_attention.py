@@ -1,4 +1,4 @@
-"""Attention over keys and values that lie in blocks. Knows chunks and tensors, not requests or their order.
+"""Attention over keys and values that lie in blocks, on any device. Knows chunks and tensors, not requests.
 
 Each chunk is attended on its own over exactly its own keys: what else is in the batch changes nothing for it, nothing
 is padded, and what an earlier holder left in a block is never read. What differs from layer to layer is the pool alone,
@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from model.config import TextConfig
-from model.kernels import team
-from model.kernels.attention import attend_paged
 from worker.engine.scheduler import Chunk
 
 
@@ -31,6 +28,7 @@ class KvCache:
         self, text: TextConfig, blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.block_size = block_size
+        self.heads = text.heads
         self.sliding_window = text.sliding_window
         shape = (2, text.kv_heads, blocks * block_size, text.head_dim)
         self.pools = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(text.layers)]
@@ -41,6 +39,10 @@ class KvCache:
         last = -(-end // self.block_size)
         rows = np.asarray(blocks[first:last], np.int64)[:, None] * self.block_size + np.arange(self.block_size)
         return rows.ravel()[start - first * self.block_size : end - first * self.block_size]
+
+    def first_key(self, position: int) -> int:
+        """The first token that the token at `position` sees."""
+        return 0 if self.sliding_window is None else max(0, position - self.sliding_window + 1)
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,12 @@ class _Span:
     causal: bool
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """What single tokens see: blocks [N, most], and from which token to which, [N] each; int32."""
-
-    tables: torch.Tensor
-    firsts: torch.Tensor
-    lengths: torch.Tensor
-
-
 class PagedAttention:
     """The `model.attention.Attention` of one step. `chunks` stand in the order of the flat batch."""
 
     def __init__(self, cache: KvCache, chunks: Sequence[Chunk]) -> None:
         self._cache = cache
         pool = cache.pools[0]
-        self._in_place = self._lay_tables(chunks) if _has_kernel(pool) else None
         self._spans: list[_Span] = []
         written: list[np.ndarray] = []
         gathered: list[np.ndarray] = []
@@ -78,9 +70,7 @@ class PagedAttention:
             query = slice(row, row + chunk.length)
             row += chunk.length
             written.append(cache.slots(blocks, chunk.start, chunk.end))
-            if self._in_place is not None and query.stop <= len(self._in_place.lengths):
-                continue
-            first = self._first_key(chunk.start)
+            first = cache.first_key(chunk.start)
             mask = self._mask(chunk, first)
             if chunk.start == 0:
                 self._spans.append(_Span(query, None, mask, causal=mask is None))
@@ -101,11 +91,6 @@ class PagedAttention:
         if self._gathered is not None:
             torch.index_select(pool, 2, self._gathered, out=self._buffer)
         mixed = torch.empty_like(q)
-        if self._in_place is not None:
-            ones = self._in_place
-            mixed[: len(ones.lengths)] = attend_paged(
-                q, pool, ones.tables, ones.firsts, ones.lengths, self._cache.block_size
-            )
         for span in self._spans:
             if span.keys is None:
                 keys, values = k[span.query].transpose(0, 1), v[span.query].transpose(0, 1)
@@ -116,24 +101,6 @@ class PagedAttention:
             else:
                 mixed[span.query] = _attend(q[span.query], keys, values, span)
         return mixed
-
-    def _lay_tables(self, chunks: Sequence[Chunk]) -> _Tables | None:
-        """The single tokens with which a batch begins: what answers that run decode."""
-        ones = list(takewhile(lambda chunk: chunk.length == 1, chunks))
-        if not ones:
-            return None
-        tables = [chunk.sequence.table.blocks for chunk in ones]
-        laid = np.zeros((len(ones), max(map(len, tables))), np.int32)
-        for row, table in zip(laid, tables, strict=True):
-            row[: len(table)] = table
-        firsts = np.asarray([self._first_key(chunk.start) for chunk in ones], np.int32)
-        lengths = np.asarray([chunk.end for chunk in ones], np.int32)
-        return _Tables(*(torch.from_numpy(part) for part in (laid, firsts, lengths)))
-
-    def _first_key(self, position: int) -> int:
-        """The first token that the token at `position` sees."""
-        window = self._cache.sliding_window
-        return 0 if window is None else max(0, position - window + 1)
 
     def _mask(self, chunk: Chunk, first: int) -> torch.Tensor | None:
         """None where a single query sees all keys, or plain causality says it all."""
@@ -149,10 +116,6 @@ class PagedAttention:
             hidden |= keys <= queries - window
         mask = torch.zeros(hidden.shape, dtype=pool.dtype, device=pool.device)
         return mask.masked_fill_(hidden, -torch.inf)
-
-
-def _has_kernel(pool: torch.Tensor) -> bool:
-    return pool.device.type == "cpu" and pool.dtype == torch.bfloat16 and team.available()
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: _Span) -> torch.Tensor:

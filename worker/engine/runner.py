@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from model.llava import LlavaModel
+from worker.engine.cpu_attention import attention_of
 from worker.engine.features import ImageFeatures
-from worker.engine.paged_attention import KvCache, PagedAttention
+from worker.engine.paged_attention import KvCache
 from worker.engine.sampler import Draw, Sampler, SampleRow
 from worker.engine.scheduler import Chunk, Encoding, Step
 from worker.engine.sequence import Sequence
@@ -87,7 +88,7 @@ class Runner:
         positions = torch.cat([torch.arange(chunk.start, chunk.end) for chunk in chunks]).to(device)  # [T]
         features = [part for chunk in chunks for part in _features(chunk)]
         embeddings = self._model.embed(torch.tensor(tokens, device=device), features)  # [T, D]
-        attention = PagedAttention(self._cache, chunks)
+        attention = attention_of(self._cache, chunks)
         wanted = torch.tensor(_last_rows(chunks), dtype=torch.int64, device=device)
         return self._model.language_model(embeddings, positions, attention, wanted)
 

@@ -22,12 +22,16 @@ def product() -> tuple[Product, torch.Tensor]:
     values, columns = quantize_weight(torch.randn(COLUMNS, WIDTH, generator=generator) * 0.05)
     x = rows.quantize(torch.randn(ROWS, WIDTH, generator=generator).bfloat16())
     bias = torch.randn(COLUMNS, generator=generator)
-    sums = x.values.int() @ values.int().t()
-    return Product(sums, x.scales, columns, bias), sums * x.scales[:, None] * columns + bias
+    sums = (signed(x) @ values.float().t()) * columns
+    return Product(sums, x.scales, bias), sums * x.scales[:, None] + bias
+
+
+def signed(x: Quantized) -> torch.Tensor:
+    return x.values.float() - 128
 
 
 def wide(x: Quantized) -> torch.Tensor:
-    return x.values.float() * x.scales[:, None]
+    return signed(x) * x.scales[:, None]
 
 
 def half_a_step(x: Quantized) -> torch.Tensor:
@@ -39,7 +43,7 @@ def test_rows_are_rounded_to_the_nearest_of_127_steps_of_their_own_largest_value
     x = (torch.randn(ROWS, WIDTH) * torch.logspace(-6, 6, ROWS)[:, None]).bfloat16()
     found = rows.quantize(x)
     torch.testing.assert_close(found.scales, x.float().abs().amax(dim=1) / 127, rtol=1e-6, atol=0)
-    assert bool((found.values.abs().amax(dim=1) == 127).all())
+    assert bool((signed(found).abs().amax(dim=1) == 127).all())
     assert bool(((wide(found) - x.float()).abs() <= half_a_step(found)).all())
 
 
@@ -48,7 +52,7 @@ def test_a_row_of_zeros_stays_one_and_a_nan_is_not_lost() -> None:
     x[1, 5], x[2, 7] = torch.nan, -torch.inf
     found = rows.quantize(x)
     assert float(found.scales[0]) == 0.0
-    assert not found.values[0].any()
+    assert not signed(found)[0].any()
     assert not found.scales[1:].isfinite().any()
 
 
@@ -56,7 +60,7 @@ def test_scaling_back_adds_the_bias_and_rounds_to_bfloat16(product: tuple[Produc
     raw, expected = product
     torch.testing.assert_close(rows.scale_back_wide(raw), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(rows.scale_back(raw), rows.scale_back_wide(raw).bfloat16(), rtol=0, atol=0)
-    bare = Product(raw.sums, raw.rows, raw.columns, None)
+    bare = Product(raw.sums, raw.rows, None)
     assert raw.bias is not None
     torch.testing.assert_close(rows.scale_back_wide(bare), expected - raw.bias, rtol=1e-5, atol=1e-5)
 
@@ -74,9 +78,22 @@ def test_activations_are_torchs(name: str, product: tuple[Product, torch.Tensor]
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_pytorch_tanh", "quick_gelu"])
 def test_activations_hold_far_out(name: str) -> None:
     spots = torch.tensor([-1e4, -90.0, -20.0, -1e-4, 0.0, 1e-4, 20.0, 1e4])
-    one_a_row = Product(torch.ones(8, 1, dtype=torch.int32), spots, torch.ones(1), None)
+    one_a_row = Product(torch.ones(8, 1), spots, None)
     found = wide(rows.activate(one_a_row, name, gated=False))
     torch.testing.assert_close(found, activation(name)(spots[:, None]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_queries_keys_and_values_are_split_by_heads(batch: int) -> None:
+    heads, each, tokens, room = 4, 16, 11, 16
+    raw = Product(torch.randn(batch * tokens, 3 * heads * each), torch.rand(batch * tokens), torch.randn(192))
+    x = rows.scale_back(raw)
+    expected = x.view(batch, tokens, 3, heads, each).permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, each)
+    for parts in (rows.split(raw, batch, heads, room), rows.split_wide(x, batch, heads, room)):
+        assert torch.equal(parts[0], expected[0])
+        for part, wanted in zip(parts[1:], expected[1:], strict=True):
+            assert torch.equal(part[:, :tokens], wanted)
+            assert not part[:, tokens:].any()
 
 
 @pytest.mark.parametrize("centred", [True, False], ids=["layer norm", "rms norm"])
@@ -144,7 +161,7 @@ def test_a_rows_result_does_not_depend_on_its_neighbours(product: tuple[Product,
     raw, _ = product
     whole = rows.activate(raw, "silu", gated=True)
     for some in (slice(0, 1), slice(5, 6), slice(11, 30)):
-        part = Product(raw.sums[some].contiguous(), raw.rows[some].contiguous(), raw.columns, raw.bias)
+        part = Product(raw.sums[some].contiguous(), raw.rows[some].contiguous(), raw.bias)
         alone = rows.activate(part, "silu", gated=True)
         assert torch.equal(alone.values, whole.values[some])
         assert torch.equal(alone.scales, whole.scales[some])
