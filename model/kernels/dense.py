@@ -48,7 +48,8 @@ def padded(keys: int) -> int:
 def attend_all(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
     """Every query sees the first `count` keys.
 
-    bfloat16 q [B, T, d], keys and values [B, padded(count), d] -> [B, T, d]. Values behind `count` must be finite; what they and their keys are is of no account.
+    bfloat16 q [B, T, d], keys and values [B, padded(count), d] -> [B, T, d]. What is behind `count` must be finite and
+    is of no account.
     """
     whole, queries, _ = q.shape
     mixed = torch.empty_like(q)
