@@ -192,11 +192,39 @@ def _workload(size: str, picture_format: PictureFormat, turns: int, words: int, 
     )
 
 
-def _at_least_one(text: str) -> int:
+def _at_least_one(text: str, option: str = "--concurrency") -> int:
     """Raises ValueError."""
     if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"--concurrency {text!r}: expected whole numbers from 1 on")
+        raise ValueError(f"{option} {text!r}: expected whole numbers from 1 on")
     return int(text)
+
+
+@app.command()
+def router(
+    processes: Annotated[str, typer.Option(metavar="N,...", help="Processes of our controller, each measured.")] = (
+        "1,2"
+    ),
+    peers: Annotated[
+        Path | None, typer.Option(metavar="VENV", help="An environment with vllm-router, sglang-router, smg.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="How often everything is repeated, interleaved.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each router, kind of request and run.")] = 3.0,
+    stream: Annotated[bool, typer.Option(help="Ask for event streams.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every sample to this file.")] = None,
+) -> None:
+    """Set our controller and other routers before a worker that answers at once; print what each adds."""
+    needs_psutil()
+    from rich.console import Console
+
+    from benchmarks.router import RouterBench, router_bench
+    from benchmarks.servers import ServerFailed
+
+    try:
+        counts = tuple(_at_least_one(part, "--processes") for part in processes.split(","))
+        code = router_bench(RouterBench(counts, peers, runs, seconds, stream), Console(), json_file)
+    except (ValueError, ServerFailed, OSError) as error:
+        fail(str(error))
+    raise typer.Exit(code)
 
 
 @app.command("make-checkpoint")

@@ -105,14 +105,12 @@ class ImageTokensRoute(GenerationRoute):
             if isinstance(image, ImageSource)
         ]
         await grant.take(requests=1, images=len(sent))
-        headers = iter(())
-        if sent:
-            headers = iter((await controller.images.resolve(sent, MAX_IMAGES, place.reserve, grant.key.tenant)).headers)
-        sizes = [
-            (image.width, image.height)
-            for given in request.images
-            for image in [next(headers) if isinstance(given, ImageSource) else given]
-        ]
+        images = await controller.images.resolve(sent, MAX_IMAGES, place.reserve, grant.key.tenant)
+        headers = iter(images.headers)
+        sizes = []
+        for given in request.images:
+            image = next(headers) if isinstance(given, ImageSource) else given
+            sizes.append((image.width, image.height))
         answer = _counted(card, sizes)
         record.ended = "complete"
         await reply.json(200, orjson.dumps(answer.model_dump()))
