@@ -121,7 +121,10 @@ class Wall:
     def reset(self) -> None:
         """Every connection through it breaks."""
         for end in list(self._sockets):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            try:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except OSError:
+                continue  # its other end closed it meanwhile
             self._close(end)
 
     def close(self) -> None:
