@@ -14,8 +14,8 @@ import typer
 
 from deploy.bench import app as bench_app
 from deploy.checkpoint import app as checkpoint_app
-from deploy.workers import app as workers_app
 from deploy.keys import app as keys_app
+from deploy.workers import app as workers_app
 
 app = typer.Typer(
     name="tephra",

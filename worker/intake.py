@@ -17,6 +17,7 @@ from model.errors import ImageError, PromptError
 from model.geometry import ImageLayout
 from model.image_file import MAX_PIXELS, decode_rgb, image_digest, read_header
 from model.images import ImagePreprocessor, PreparedImage
+from model.kernels import team
 from model.prompts import ChatMessage, ImagePart, Prompter, TextPart, ToolCard
 from model.prompts.tools import ToolFormat
 from server.media.data_url import decode_data_url, is_data_url
@@ -88,7 +89,7 @@ class Intake:
         self._preprocessor = preprocessor
         self._source = source
         self._limits = limits
-        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="intake")
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="intake", initializer=team.work_alone)
         self.prepared = PreparedImages(limits.cache_bytes)
 
     def close(self) -> None:

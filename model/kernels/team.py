@@ -68,6 +68,24 @@ def available() -> bool:
     return openmp() is not None
 
 
+def disband() -> None:
+    """Lets the calling thread's OpenMP threads go, once it has no more to compute.
+
+    Each thread that computes has helpers of its own. When all of them together are more than there are cores, the
+    runtime has every one sleep at each barrier instead of waiting awake, and a step with hundreds of barriers takes
+    half as long again. So a process keeps one thread that computes.
+    """
+    if (runtime := openmp()) is not None:
+        runtime.omp_pause_resource_all(_SOFT)
+
+
+def work_alone() -> None:
+    """The calling thread shall compute without helpers from now on; see `disband`."""
+    torch.get_num_threads()  # torch sets a thread's number when it is first asked, and would do so after us
+    if (runtime := openmp()) is not None:
+        runtime.omp_set_num_threads(1)
+
+
 _thread = types.ExternalFunction("torch_omp_get_thread_num", types.int32())
 _threads = types.ExternalFunction("torch_omp_get_num_threads", types.int32())
 
@@ -112,4 +130,5 @@ def kernel(body: Callable[[Any], None]) -> Kernel:
     return run
 
 
+_SOFT = 1  # omp_pause_soft: threads go, settings stay
 _kept: list[Any] = []  # compiled code lives as long as these

@@ -106,15 +106,21 @@ class NativeEngine:
         return self._thread is not None and self._thread.is_alive() and not self._failed
 
     async def start(self) -> None:
-        """Allocates the KV cache, warms up, and starts the thread. Requests must come from this event loop."""
+        """Starts the thread, which allocates the KV cache and warms up. Requests must come from this event loop.
+
+        Raises what allocating or the model raises.
+        """
         if self._thread is not None:
             raise EngineError("the engine was started before")
         self._loop = asyncio.get_running_loop()
-        cache = await asyncio.to_thread(self._make_cache)
-        self._runner = Runner(self._model, cache)
-        seconds = await asyncio.to_thread(warm_up, self._model, self._runner, self._config, self._allocator.total)
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        ready: asyncio.Future[float] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="engine", daemon=True)
         self._thread.start()
+        try:
+            seconds = await ready
+        except Exception:
+            self._thread = None  # it has ended
+            raise
         logger.info(
             "engine ready: %d KV blocks of %d tokens, context %d; warmed up in %.1f s",
             self._allocator.total,
@@ -234,9 +240,16 @@ class NativeEngine:
 
     # On the engine's thread.
 
-    def _run(self) -> None:
+    def _run(self, ready: asyncio.Future[float]) -> None:
         if self._config.threads is not None:
             torch.set_num_threads(self._config.threads)
+        try:
+            seconds = self._prepare()
+        except BaseException as error:
+            self._runner = None
+            self._call_loop(_fail, ready, error)
+            return
+        self._call_loop(_succeed, ready, seconds)
         try:
             with torch.inference_mode():
                 while self._take_inbox():
@@ -249,6 +262,11 @@ class NativeEngine:
             with self._wake:
                 self._failed = True
             self._call_loop(self._hand_failure)
+
+    def _prepare(self) -> float:
+        """Here, and not where it is asked for: only one thread of the process is to compute (`team.disband`)."""
+        self._runner = Runner(self._model, self._make_cache())
+        return warm_up(self._model, self._runner, self._config, self._allocator.total)
 
     def _take_inbox(self) -> bool:
         """Waits for work and lets requests join and leave; False when the engine is to stop."""
@@ -357,6 +375,16 @@ class NativeEngine:
             kv_tokens=self._allocator.tokens,
             outstanding_prompt_tokens=sum(max(0, sequence.prompt_length - sequence.computed) for sequence in sequences),
         )
+
+
+def _succeed(ready: asyncio.Future[float], seconds: float) -> None:
+    if not ready.done():  # else whoever waited was cancelled
+        ready.set_result(seconds)
+
+
+def _fail(ready: asyncio.Future[float], error: BaseException) -> None:
+    if not ready.done():
+        ready.set_exception(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
