@@ -20,6 +20,7 @@ from model.errors import ModelError
 from model.fused import can_fuse, fuse
 from model.images import ImagePreprocessor
 from model.int8 import to_int8
+from model.invariant import can_be_invariant, make_invariant
 from model.kernels import team
 from model.prompts import Prompter
 from model.prompts.templates import TEMPLATES, compare_templates, family_template, find_template
@@ -70,6 +71,8 @@ def start_service(settings: WorkerSettings) -> Service:
             to_int8(checkpoint.model)
         elif can_fuse(device, checkpoint.model.dtype):
             fuse(checkpoint.model)
+        elif can_be_invariant(device, checkpoint.model.dtype):
+            make_invariant(checkpoint.model)
         team.disband()  # from here on only the engine's thread computes
         version = settings.version_id or checkpoint_version(directory)
         metrics = WorkerMetrics(name, version)

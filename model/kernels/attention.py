@@ -82,7 +82,7 @@ def _attend(place):
         scores = np.empty((group, length - first), np.float32)
         _score(queries, pool[0, head], tables[row], first, length, block, scores)
         for member in range(group):
-            _softmax(scores[member])
+            softmax(scores[member])
         _mix(scores, pool[1, head], tables[row], first, length, block, mixed)
         for member in range(group):
             for column in range(width):
@@ -106,7 +106,7 @@ def _score(queries, keys, table, first, length, block, scores):
 
 
 @compiled
-def _softmax(scores):
+def softmax(scores):
     """In place; a NaN spreads over all."""
     count = len(scores)
     highest = np.int32(-(2**31))

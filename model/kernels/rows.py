@@ -25,6 +25,11 @@ _LIMIT = np.float32(127.0)
 _ZERO = np.float32(0.0)
 
 
+def activation_number(name: str) -> int:
+    """The one by which kernels know an activation function."""
+    return ACTIVATIONS.index(_ALIASES.get(name, name))
+
+
 @dataclass(frozen=True)
 class Quantized:
     """Rows of whole numbers, 128 too large, and what each row is to be multiplied by: uint8 [M, K], float32 [M].
@@ -120,7 +125,7 @@ def activate(product: Product, activation: str, *, gated: bool) -> Quantized:
     rows, columns = product.sums.shape
     width = columns // 2 if gated else columns
     out = Quantized.empty(rows, width)
-    kind = ACTIVATIONS.index(_ALIASES.get(activation, activation))
+    kind = activation_number(activation)
     _activate(rows, width, int(gated), kind, *product.pointers, out.values.data_ptr(), out.scales.data_ptr())
     return out
 
@@ -176,7 +181,7 @@ def activate_wide(x: torch.Tensor, activation: str, *, gated: bool) -> torch.Ten
     rows, columns = x.shape
     width = columns // 2 if gated else columns
     out = x.new_empty(rows, width)
-    kind = ACTIVATIONS.index(_ALIASES.get(activation, activation))
+    kind = activation_number(activation)
     _activate_wide(rows, width, int(gated), kind, x.data_ptr(), out.data_ptr())
     return out
 
@@ -255,7 +260,7 @@ def _add_and_norm(place):
                 x[m, column] = narrow(wide(x[m, column]) + row[column])
         for column in range(width):
             row[column] = wide(x[m, column])
-        _norm_row(row, weight, shift, a[7] != 0, eps, width)
+        norm_row(row, weight, shift, a[7] != 0, eps, width)
         if a[11] != 0:
             for column in range(width):
                 normed[m, column] = narrow(row[column])
@@ -264,7 +269,7 @@ def _add_and_norm(place):
 
 
 @compiled
-def _norm_row(row, weight, shift, centred, eps, width):
+def norm_row(row, weight, shift, centred, eps, width):
     """Layer norm in place, or RMS norm, which neither centres nor shifts."""
     mean = _ZERO
     if centred:
@@ -310,7 +315,8 @@ def _dequantize(place):
 
 
 @compiled
-def _activate_row(row, kind, width):
+def activate_row(row, kind, width):
+    """The activation function of a float32 row, in place."""
     if kind == 0:
         for column in range(width):
             row[column] = row[column] * sigmoid(row[column])
@@ -342,7 +348,7 @@ def _activate(place):
     first, last = share(rows)
     for m in range(first, last):
         _scaled(row, sums[m, :width], factors[m], bias[:width], a[6] != 0, width)
-        _activate_row(row, kind, width)
+        activate_row(row, kind, width)
         if gated:
             _scaled(gate, sums[m, width:], factors[m], bias[width:], a[6] != 0, width)
             for column in range(width):
@@ -446,7 +452,7 @@ def _activate_wide(place):
     for m in range(first, last):
         for column in range(width):
             row[column] = wide(x[m, column])
-        _activate_row(row, kind, width)
+        activate_row(row, kind, width)
         if gated:
             for column in range(width):
                 row[column] *= wide(x[m, width + column])

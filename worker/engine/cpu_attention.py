@@ -1,7 +1,9 @@
-"""`PagedAttention` in bfloat16 on a CPU: kernels read and write the blocks in place.
+"""`PagedAttention` on a CPU: kernels read and write the blocks in place.
 
-Single tokens, which are what answers that run decode, are attended where their keys lie. Of a longer chunk the keys are
-first laid side by side. As there, each chunk is attended on its own over exactly its own keys.
+In bfloat16 single tokens, which are what answers that run decode, are attended where their keys lie. Of a longer chunk
+the keys are first laid side by side. As there, each chunk is attended on its own over exactly its own keys.
+In float32 every token is attended where its keys lie, by sums in one order, so that a token's bits do not depend on the
+chunk in which it comes.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import numpy as np
 import torch
 
 from model.attention import Attention
-from model.kernels import team
+from model.kernels import lanes, team
 from model.kernels.attention import attend_paged, store_paged
 from model.kernels.dense import Plan, attend_some, padded
+from model.kernels.wide_attention import Span, Tiles, attend_tiles
 from worker.engine.paged_attention import KvCache, PagedAttention
 from worker.engine.scheduler import Chunk
 
@@ -24,8 +27,11 @@ from worker.engine.scheduler import Chunk
 def attention_of(cache: KvCache, chunks: Sequence[Chunk]) -> Attention:
     """The attention of one step. `chunks` stand in the order of the flat batch."""
     pool = cache.pools[0]
-    if pool.device.type == "cpu" and pool.dtype == torch.bfloat16 and team.available():
-        return CpuAttention(cache, chunks)
+    if pool.device.type == "cpu" and team.available():
+        if pool.dtype == torch.bfloat16:
+            return CpuAttention(cache, chunks)
+        if pool.dtype == torch.float32 and lanes.fuses():
+            return InvariantAttention(cache, chunks)
     return PagedAttention(cache, chunks)
 
 
@@ -48,7 +54,7 @@ class _Span:
 
 
 class CpuAttention:
-    """The `model.attention.Attention` of one step."""
+    """The `model.attention.Attention` of one step in bfloat16."""
 
     def __init__(self, cache: KvCache, chunks: Sequence[Chunk]) -> None:
         self._cache = cache
@@ -108,3 +114,24 @@ class CpuAttention:
         window = self._cache.sliding_window
         firsts = np.zeros_like(ends) if window is None else np.maximum(0, ends - window)
         return np.stack([firsts, ends], axis=1)
+
+
+class InvariantAttention:
+    """The `model.attention.Attention` of one step in float32."""
+
+    def __init__(self, cache: KvCache, chunks: Sequence[Chunk]) -> None:
+        self._cache = cache
+        spans, row = [], 0
+        for chunk in chunks:
+            spans.append(Span(row, chunk.length, chunk.start, chunk.sequence.table.blocks))
+            row += chunk.length
+        self._tiles = Tiles.of(spans, cache.heads // cache.pools[0].shape[1])
+        written = [cache.slots(chunk.sequence.table.blocks, chunk.start, chunk.end) for chunk in chunks]
+        self._written = torch.from_numpy(np.concatenate(written))
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] -> [T, heads, head_dim]; q is contiguous."""
+        pool, window = self._cache.pools[layer], self._cache.sliding_window
+        pool[0].index_copy_(1, self._written, k.transpose(0, 1))
+        pool[1].index_copy_(1, self._written, v.transpose(0, 1))
+        return attend_tiles(q, pool, self._tiles, self._cache.block_size, window)

@@ -64,8 +64,8 @@ class Runner:
     def _encode(self, encoding: Encoding) -> bool:
         """Adds the features of some of an image's tiles, and merges them when all are there; False if that fails.
 
-        On a CPU tiles go one at a time: a batch would be no faster, and so a tile's features never depend on what else
-        the step encodes.
+        On a CPU tiles go one at a time, each from memory of its own: a batch would be no faster, and so a tile's
+        features never depend on what else the step encodes, nor on where its pixels lie.
         """
         features = encoding.features
         image = features.image
@@ -73,7 +73,7 @@ class Runner:
         try:
             pixels = image.pixels[encoding.start : encoding.end]
             for part in pixels.split(1) if self._model.device.type == "cpu" else (pixels,):
-                features.encoded.append(self._model.encode_tiles(part))
+                features.encoded.append(self._model.encode_tiles(part.clone()))
             if encoding.end == features.tiles:
                 features.finish(self._model.merge_tiles(torch.cat(features.encoded), image.layout))
         except Exception:
