@@ -24,7 +24,8 @@ _ROWS = 8  # that the packing is made for; other numbers are as quick with it
 
 def can_fuse(device: torch.device | str, dtype: torch.dtype) -> bool:
     """Whether there are kernels for such a model."""
-    packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    # oneDNN refuses bfloat16 on processors that cannot compute in it, where torch has another way.
+    packs = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.device(device).type == "cpu" and dtype == torch.bfloat16 and packs and team.available()
 
 

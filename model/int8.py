@@ -38,6 +38,8 @@ def check_int8(device: torch.device | str, dtype: torch.dtype) -> None:
         raise ModelError("int8 is computed on CPUs alone; on a GPU serve the weights as they are")
     if dtype != torch.bfloat16:
         raise ModelError(f"int8 goes with bfloat16 activations, not {str(dtype).removeprefix('torch.')}")
+    if not torch.cpu._is_vnni_supported():  # elsewhere sums of two products overflow 16 bits
+        raise ModelError("int8 needs a processor with AVX-512 VNNI; this one has none: serve the weights as they are")
     if not team.available():
         raise ModelError("int8 needs a torch with the GNU OpenMP runtime, as its Linux wheels have it")
 

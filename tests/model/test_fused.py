@@ -50,3 +50,8 @@ def test_only_bfloat16_on_a_cpu_has_kernels() -> None:
     assert can_fuse("cpu", torch.bfloat16)
     assert not can_fuse("cpu", torch.float32)
     assert not can_fuse("cuda", torch.bfloat16)
+
+
+def test_a_processor_without_bfloat16_keeps_the_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not can_fuse("cpu", torch.bfloat16)

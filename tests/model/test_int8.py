@@ -12,7 +12,7 @@ from model.attention import SegmentAttention
 from model.checkpoint import load_checkpoint
 from model.errors import ModelError
 from model.generations import GENERATIONS
-from model.int8 import quantize_weight, to_int8
+from model.int8 import check_int8, quantize_weight, to_int8
 from model.llava import LlavaModel
 from model.tiny import make_tiny_checkpoint
 
@@ -62,6 +62,13 @@ def test_what_int8_cannot_do_is_said(tmp_path: Path) -> None:
     model = load_checkpoint(make_tiny_checkpoint(tmp_path / "tiny"), dtype=torch.float32).model
     with pytest.raises(ModelError, match="bfloat16 activations, not float32"):
         to_int8(model)
+
+
+def test_a_processor_without_the_instructions_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_int8("cpu", torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ModelError, match="needs a processor with AVX-512 VNNI"):
+        check_int8("cpu", torch.bfloat16)
 
 
 def test_a_head_of_its_own_is_quantised_and_let_go(tmp_path: Path) -> None:
