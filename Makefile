@@ -1,6 +1,6 @@
 # Needs Python 3.11+ and make; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm chaos bench soak system-deps clean
+.PHONY: help install install-dev up test lint test-browser test-transformers test-vllm chaos fuzz bench soak system-deps clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,6 +9,8 @@ EXTRAS ?=
 # Passed on: `make up ARGS="--workers 2 --port 9000"`, `make bench ARGS="--runs 1"`.
 ARGS ?=
 CHAOS_SECONDS ?= 120
+FUZZ_EXAMPLES ?= 500
+FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
 # Passed on to pytest: `make test PYTEST="-k rope -x"`.
 PYTEST ?=
 comma := ,
@@ -56,6 +58,10 @@ test-vllm: install-dev $(VLLM)/.installed ## The same checkpoints in vLLM, token
 
 chaos: install-dev ## Two minutes of dying, freezing and lying workers under load, with figures (CHAOS_SECONDS=600 for longer)
 	TEPHRA_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/pytest -s tests/chaos/test_storm.py $(PYTEST)
+
+fuzz: install-dev ## Many requests made out of the OpenAPI document, other ones each time (FUZZ_SEED repeats a run)
+	@echo "FUZZ_SEED=$(FUZZ_SEED)"
+	TEPHRA_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) TEPHRA_FUZZ_SEED=$(FUZZ_SEED) $(BIN)/pytest tests/security/test_openapi_fuzz.py $(PYTEST)
 
 bench: install-dev $(VLLM)/.installed build/llava-0.7b ## Our worker, vLLM and transformers side by side (idle machine, hours)
 	$(BIN)/tephra bench compare --model build/llava-0.7b --engines tephra,vllm,transformers --vllm-python $(VLLM)/bin/python $(ARGS)

@@ -57,11 +57,13 @@ class Quarantine:
         self._metrics = metrics
         self._suspects: dict[str, _Suspect] = {}
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._follow(), name="quarantine")
 
     async def stop(self) -> None:
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -119,7 +121,8 @@ class Quarantine:
         self._metrics.requests_quarantined.inc()
 
     async def _follow(self) -> None:
-        while True:
+        # Asked beside the cancellation, which Python 3.11's wait_for (in the redis client) may swallow.
+        while not self._stopping:
             try:
                 await self._read()
             except _Errors:

@@ -344,3 +344,44 @@ def pictures() -> Pictures:
 @pytest.fixture(scope="session")
 def eventually() -> Callable[[Callable[[], Any], str], Any]:
     return until
+
+
+@pytest.fixture(scope="session")
+def answer_as_documented() -> Callable[[Any], Any]:
+    """A worker's part, for aiohttp: reads requests by the documented schema, answers with the document's examples."""
+    from aiohttp import web
+
+    from server.api.openapi import OPERATIONS
+    from server.protocol.errors import ApiError
+    from server.protocol.validation import parse_request
+
+    operations = {operation.path: operation for operation in OPERATIONS if operation.method == "POST"}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        operation = operations[request.path]
+        assert operation.body is not None
+        try:
+            asked: Any = parse_request(operation.body, await request.read())
+            getattr(asked, "structure", dict)()
+        except ApiError as error:
+            return web.json_response(error.body(), status=error.status, headers=error.headers)
+        whole: Any = operation.answers[0].example
+        if not getattr(asked, "stream", False):
+            return web.json_response(whole)
+        choice = whole["choices"][0]
+        if "message" in choice:
+            whole = {**whole, "object": "chat.completion.chunk"}
+            choice = {
+                "index": 0,
+                "delta": choice["message"],
+                "logprobs": None,
+                "finish_reason": choice["finish_reason"],
+            }
+        chunks = [{**whole, "choices": [choice], "usage": None}]
+        if asked.include_usage:
+            chunks.append({**whole, "choices": []})
+        data = [*map(json.dumps, chunks), "[DONE]"]
+        text = "".join(f"data: {one}\n\n" for one in data)
+        return web.Response(text=text, content_type="text/event-stream")
+
+    return answer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +26,9 @@ class ImageCapabilities(BaseModel):
     grid: int = Field(description="Patches a side of a tile.")
     canvases: list[Canvas] = Field(description="What pictures are laid on and cut into tiles; none: one view each.")
     max_tiles: int | None = Field(description="Tiles' worth of features that a picture is shrunk to; null: no bound.")
-    several_images: str = Field(description="tiles: each of several pictures is tiled; base: each is one view.")
+    several_images: Literal["tiles", "base"] = Field(
+        description="tiles: each of several pictures is tiled; base: each is one view."
+    )
     max_tokens: int = Field(description="The most that one picture can cost.")
 
 
@@ -45,7 +49,7 @@ class Model(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     id: str
-    object: str = "model"
+    object: Literal["model"] = "model"
     created: int = Field(description="Unix seconds.")
     owned_by: str = "tephra"
     version: str = Field(description="The newest version served; answers name theirs in system_fingerprint.")
@@ -57,7 +61,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    object: str = "list"
+    object: Literal["list"] = "list"
     data: list[Model]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,13 +16,26 @@ MAX_BODY = 2_000_000
 CLIENT = {"max_retries": 0, "timeout": 120.0}
 
 
+# Keys beside the one of everyday, and what their lines in the file of keys say.
+OTHER_KEYS = {
+    "key-of-another-model": {"name": "elsewhere", "models": ["other-*"]},
+    "key-of-few-requests": {"name": "few", "requests_per_minute": 1},
+    "key-of-yesterday": {"name": "yesterday", "expires": "2001-01-01T00:00:00Z"},
+}
+
+
 @pytest.fixture(scope="session")
-def running(running_system: Any) -> Iterator[Any]:
+def running(running_system: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A controller with two workers; pictures may be fetched from this machine, where the tests have theirs."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.jsonl"
+    lines = [
+        json.dumps({"sha256": hashlib.sha256(key.encode()).hexdigest(), **entry}) for key, entry in OTHER_KEYS.items()
+    ]
+    keys.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     # Small caches, which are soon full: what grows afterwards is a leak.
     caches = {"kv_cache_bytes": 8_000_000, "image_cache_bytes": 2_000_000, "feature_cache_bytes": 1_000_000}
     from_here = {"media_allow_private": True, "media_ports": "*"}
-    with running_system({**from_here, "max_body_bytes": MAX_BODY}, caches) as system:
+    with running_system({**from_here, "max_body_bytes": MAX_BODY, "keys_file": keys}, caches) as system:
         yield system
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, OpenAI, pydantic_function_tool
 from openai.types.chat import ChatCompletion
+from pydantic import BaseModel
 
 pytestmark = pytest.mark.timeout(400)  # the first test waits for the system
 
@@ -45,6 +47,12 @@ def prompt_tokens(answer: ChatCompletion) -> int:
     return answer.usage.prompt_tokens
 
 
+def counts(usage: Any) -> tuple[int, int, int]:
+    """But for what came from a cache, which another worker may not have."""
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    return usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens_details.to_dict()["image_tokens"]
+
+
 def answer_tokens(answer: ChatCompletion) -> int:
     assert answer.usage is not None
     return answer.usage.completion_tokens
@@ -65,7 +73,7 @@ def test_a_picture_at_an_http_url_is_the_picture_itself(ask: Any, pictures: Any,
     fetched = ask("what is it?", {"type": "image_url", "image_url": {"url": f"{picture_server}/7.png"}})
     inline = ask("what is it?", pictures.part(7))
     assert text_of(fetched) == text_of(inline)
-    assert fetched.usage == inline.usage
+    assert counts(fetched.usage) == counts(inline.usage)
 
 
 def test_a_picture_that_is_not_there_is_the_clients_error(ask: Any, picture_server: str) -> None:
@@ -129,7 +137,7 @@ def test_a_stream_tells_the_same_as_a_whole_answer(
         chunks = list(stream)
     assert len({chunk.id for chunk in chunks}) == 1
     *with_choices, last = chunks
-    assert last.choices == [] and last.usage == whole.usage
+    assert last.choices == [] and counts(last.usage) == counts(whole.usage)
     assert all(chunk.usage is None for chunk in with_choices)
     choices = [choice for chunk in with_choices for choice in chunk.choices]
     assert choices[0].delta.role == "assistant"
@@ -226,7 +234,7 @@ def test_raw_text_is_continued(client: OpenAI, running: Any) -> None:
     ) as stream:
         chunks = list(stream)
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
-    assert chunks[-1].usage == whole.usage
+    assert counts(chunks[-1].usage) == counts(whole.usage)
     several = client.completions.create(prompt=["Once upon a time", "The end"], **fields)
     assert [choice.index for choice in several.choices] == [0, 1]
     assert several.choices[0].text == whole.choices[0].text != several.choices[1].text
@@ -258,7 +266,165 @@ async def test_the_asynchronous_client_is_answered_side_by_side(
     assert list(together) == [text_of(answer) for answer in alone]
 
 
+async def test_the_asynchronous_client_has_the_rest_of_the_api_too(async_client: AsyncOpenAI, running: Any) -> None:
+    listed = [model.id async for model in async_client.models.list()]
+    assert listed == [running.model]
+    assert (await async_client.models.retrieve(running.model)).id == running.model
+    fields: Any = {"model": running.model, "prompt": "Once upon a time", "max_tokens": 6, "temperature": 0}
+    fields |= {"extra_body": {"ignore_eos": True}}
+    whole = await async_client.completions.create(**fields)
+    stream = await async_client.completions.create(**fields, stream=True, stream_options={"include_usage": True})
+    *chunks, last = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    assert counts(last.usage) == counts(whole.usage)
+    assert whole.usage is not None and whole.usage.completion_tokens == 6
+
+
+class Paint(BaseModel):
+    colour: Literal["red", "green"]
+
+
+async def test_the_asynchronous_client_parses_forms_and_calls(async_client: AsyncOpenAI, running: Any) -> None:
+    asked: Any = {"model": running.model, "messages": [{"role": "user", "content": "Which?"}], "seed": 3}
+    answer = await async_client.chat.completions.parse(**asked, response_format=Paint)
+    assert isinstance(answer.choices[0].message.parsed, Paint)
+    called = await async_client.chat.completions.parse(
+        **asked, tools=[pydantic_function_tool(Paint)], tool_choice="required", parallel_tool_calls=False
+    )
+    (call,) = called.choices[0].message.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Paint)
+    async with async_client.chat.completions.stream(**asked, response_format=Paint) as stream:
+        final = await stream.get_final_completion()
+    assert final.choices[0].message.parsed == answer.choices[0].message.parsed
+
+
+def test_continuations_come_with_logprobs_and_in_several_versions(client: OpenAI, running: Any) -> None:
+    answer = client.completions.create(
+        model=running.model,
+        prompt=["One", "Two"],
+        n=2,
+        logprobs=2,
+        max_tokens=4,
+        seed=1,
+        extra_body={"ignore_eos": True},
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    for choice in answer.choices:
+        said = choice.logprobs
+        assert said is not None and said.tokens and said.token_logprobs and said.top_logprobs and said.text_offset
+        assert len(said.tokens) == len(said.token_logprobs) == len(said.top_logprobs) == len(said.text_offset) == 4
+        assert all(logprob is not None and logprob <= 0 for logprob in said.token_logprobs)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 16)
+
+
+def test_a_prompt_that_was_seen_before_is_told_as_cached(ask: Any) -> None:
+    def cached() -> int:
+        usage = ask("y" * 600, extra_headers={"X-Session-Id": "cached"}).usage
+        return usage.prompt_tokens_details.cached_tokens
+
+    cached()
+    assert 0 < cached() <= 600 + 100
+
+
+def test_answers_of_a_key_with_limits_tell_what_is_left(client: OpenAI, running: Any) -> None:
+    few = client.with_options(api_key="key-of-few-requests")
+    asked: Any = {"model": running.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    answer = few.chat.completions.with_raw_response.create(**asked)
+    assert answer.headers["x-ratelimit-limit-requests"] == "1"
+    assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+    assert answer.headers["x-tephra-version"] == answer.parse().system_fingerprint
+    with pytest.raises(openai.RateLimitError) as caught:
+        few.chat.completions.create(**asked)
+    assert caught.value.code == "rate_limit_exceeded"
+    assert int(caught.value.response.headers["retry-after"]) > 0
+
+
+# Clients that do not wait.
+
+
+def test_a_stream_that_is_closed_early_frees_the_worker(running: Any, client: OpenAI, eventually: Any) -> None:
+    stream = client.chat.completions.create(**_long(running), stream=True)
+    assert next(iter(stream)).choices
+    stream.close()
+    eventually(running.idle, "nothing is left of it")
+
+
+async def test_an_asynchronous_stream_that_is_closed_early_frees_the_worker(
+    running: Any, async_client: AsyncOpenAI, eventually: Any
+) -> None:
+    stream = await async_client.chat.completions.create(**_long(running), stream=True)
+    async for chunk in stream:
+        assert chunk.choices
+        break
+    await stream.close()
+    await asyncio.to_thread(eventually, running.idle, "nothing is left of it")
+
+
+async def test_a_client_whose_patience_ends_frees_the_worker(
+    running: Any, client: OpenAI, async_client: AsyncOpenAI, eventually: Any
+) -> None:
+    with pytest.raises(openai.APITimeoutError):
+        await asyncio.to_thread(client.with_options(timeout=0.2).chat.completions.create, **_long(running))
+    with pytest.raises(openai.APITimeoutError):
+        await async_client.with_options(timeout=0.2).chat.completions.create(**_long(running))
+    await asyncio.to_thread(eventually, running.idle, "nothing is left of them")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_time_that_the_client_names_ends_the_answer_with_an_error(running: Any, client: OpenAI, stream: bool) -> None:
+    with pytest.raises(openai.APIError) as caught:
+        answer = client.chat.completions.create(
+            **_long(running), stream=stream, extra_headers={"X-Request-Timeout": "0.2"}
+        )
+        list(answer)
+    assert caught.value.code == "deadline_exceeded"
+    assert stream or isinstance(caught.value, openai.InternalServerError)
+
+
+def _long(running: Any) -> dict[str, Any]:
+    """An answer that takes seconds."""
+    messages = [{"role": "user", "content": "talk"}]
+    return {"model": running.model, "messages": messages, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+
+
 # What cannot be answered.
+
+
+@pytest.mark.parametrize(
+    ("expected", "status", "code", "changes"),
+    [
+        (openai.BadRequestError, 400, None, {"temperature": 9}),
+        (openai.BadRequestError, 400, "unsupported_parameter", {"audio": {"voice": "any"}}),
+        (openai.AuthenticationError, 401, "invalid_api_key", {"key": "nobodys-key"}),
+        (openai.AuthenticationError, 401, "api_key_expired", {"key": "key-of-yesterday"}),
+        (openai.PermissionDeniedError, 403, "model_not_allowed", {"key": "key-of-another-model"}),
+        (openai.NotFoundError, 404, "model_not_found", {"model": "gpt-4o"}),
+        (openai.NotFoundError, 404, "version_not_found", {"extra_headers": {"X-Model-Version": "another"}}),
+        (openai.APIStatusError, 413, "request_too_large", {"user": "x" * 2_100_000}),
+        (openai.InternalServerError, 504, "deadline_exceeded", {"extra_headers": {"X-Request-Timeout": ".000001"}}),
+    ],
+)
+async def test_refusals_are_the_sdks_exceptions_whichever_client_asks(
+    client: OpenAI,
+    async_client: AsyncOpenAI,
+    running: Any,
+    expected: type[openai.APIStatusError],
+    status: int,
+    code: str | None,
+    changes: dict[str, Any],
+) -> None:
+    key = changes.get("key", running.key)
+    asked = {"model": running.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    asked |= {name: value for name, value in changes.items() if name != "key"}
+    create: Any = client.with_options(api_key=key).chat.completions.create
+    create_async: Any = async_client.with_options(api_key=key).chat.completions.create
+    for stream in (False, True):
+        for asking in (create_async(**asked, stream=stream), asyncio.to_thread(create, **asked, stream=stream)):
+            with pytest.raises(expected) as caught:
+                await asking
+            assert (caught.value.status_code, caught.value.code) == (status, code)
+            assert caught.value.request_id
 
 
 def test_another_model_is_not_found(ask: Any) -> None:
@@ -354,6 +520,8 @@ def test_a_request_is_named_in_its_answer(client: OpenAI, running: Any, ask: Any
 
 
 def test_work_is_shared_out_among_the_workers(ask: Any, running: Any) -> None:
-    names = [ask(f"question {number}")._request_id for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        at_once = [pool.submit(ask, f"question {number}", max_tokens=100) for number in range(8)]
+        names = [answer.result()._request_id for answer in at_once]
     recent = running.recent()
     assert {recent[name]["worker"] for name in names} == {"east", "west"}

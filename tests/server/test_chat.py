@@ -183,6 +183,6 @@ async def test_the_openapi_document_describes_the_generation_routes(client):
     schema = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
     assert "messages" in document["components"]["schemas"][schema]["properties"]
     assert "/v1/completions" in document["paths"]
-    references = json.dumps(document).split('"$ref": "')[1:]
-    names = {reference.split('"')[0].rsplit("/", 1)[1] for reference in references}
-    assert names <= document["components"]["schemas"].keys()
+    references = {reference.split('"')[0] for reference in json.dumps(document).split('"$ref": "')[1:]}
+    components = document["components"]
+    assert references <= {f"#/components/{kind}/{name}" for kind in components for name in components[kind]}
