@@ -65,11 +65,11 @@ def _port(settings: Settings) -> Iterator[socket.socket | SharedPort]:
 
 
 def _run_alone(
-    settings: Settings, listener: socket.socket, on_ready: Callable[[], None], parent: int | None = None
+    settings: Settings, listener: socket.socket, on_ready: Callable[[], None], seat: Seat | None = None
 ) -> int:
-    """`parent`: a file descriptor that comes to its end when nobody is left to serve for."""
+    """`seat`: of a process that is one of several."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, listener, on_ready, parent))
+        return runner.run(_serve(settings, listener, on_ready, seat))
 
 
 def _run_several(settings: Settings, port: SharedPort, made_secret: bool) -> int:
@@ -77,11 +77,11 @@ def _run_several(settings: Settings, port: SharedPort, made_secret: bool) -> int
 
     def serve(seat: Seat) -> int:
         try:
-            return _run_alone(share, seat.listener, seat.ready, seat.parent)
+            return _run_alone(share, seat.listener, seat.ready, seat)
         except (SettingsError, StateError) as error:
             return _complain(str(error))
 
-    with TemporaryDirectory(prefix="tephra-metrics-") as folder:
+    with TemporaryDirectory(prefix="tephra-controller-") as folder:
         processes = Processes(settings.processes, port, Path(folder), serve, settings.shutdown_seconds)
         return processes.run(lambda: _say_ready(settings, port.url, made_secret))
 
@@ -112,13 +112,14 @@ def with_secret(settings: Settings) -> tuple[Settings, bool]:
     return replace(settings, worker_secret=secrets.token_urlsafe(24)), True
 
 
-async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[], None], parent: int | None) -> int:
-    server = ControllerServer(Controller(settings), listener)
+async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[], None], seat: Seat | None) -> int:
+    controller = Controller(settings, seating=seat.seating if seat is not None else None)
+    server = ControllerServer(controller, listener)
     loop = asyncio.get_running_loop()
     for one in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(one, server.stop)
-    if parent is not None:
-        loop.add_reader(parent, partial(_stop_orphan, loop, parent, server))
+    if seat is not None:
+        loop.add_reader(seat.parent, partial(_stop_orphan, loop, seat.parent, server))
     await server.start()
     on_ready()
     await server.wait()

@@ -26,6 +26,8 @@ from server.relay import Relay
 from server.routing.policies import make_policy
 from server.routing.router import Router
 from server.settings import Settings
+from server.siblings import Seating, Siblings
+from server.snapshot import Snapshot, take_snapshot
 from server.state import StateError
 from server.stats import Stats
 from server.watch import Watches
@@ -34,8 +36,11 @@ _MEDIA_THREADS = 2  # header reading is short; more would only contend with the 
 
 
 class Controller:
-    def __init__(self, settings: Settings, resolve: Resolve = resolve_by_system) -> None:
-        """`settings.redis_url` must be set; SettingsError if it is no URL. `resolve` looks up hosts of picture URLs."""
+    def __init__(
+        self, settings: Settings, resolve: Resolve = resolve_by_system, seating: Seating | None = None
+    ) -> None:
+        """`settings.redis_url` must be set; SettingsError if it is no URL. `resolve` looks up hosts of picture URLs.
+        `seating`: of one of several processes."""
         if not settings.redis_url:
             raise SettingsError("--redis-url: the controller needs shared state")
         self.settings = settings
@@ -65,6 +70,8 @@ class Controller:
         self.worker_auth = WorkerAuth(settings.worker_secret)
         self.admin_auth = AdminAuth(settings.admin_key)
         self.stopping = False
+        self._seating = seating or Seating(0, 1)
+        self._siblings = Siblings(seating, self._snapshot) if seating is not None else None
 
     async def start(self) -> None:
         """Raises StateError when Redis cannot be reached."""
@@ -75,13 +82,36 @@ class Controller:
         await self.limiter.start()
         await self.client_auth.start()
         await self.relay.start()
+        if self._siblings is not None:
+            await self._siblings.start()
 
     async def stop(self) -> None:
+        if self._siblings is not None:
+            await self._siblings.stop()
         await self.relay.stop()
         await self.client_auth.stop()
         await self.limiter.stop()
         await self.membership.stop()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+    async def survey(self, window: int) -> tuple[list[Snapshot], list[int]]:
+        """What all processes of this controller know of requests in the last `window` seconds, and the places of those
+        that could not be asked."""
+        own = self._snapshot(window)
+        if self._siblings is None:
+            return [own], []
+        others, missing = await self._siblings.ask(window)
+        return [own, *others], missing
+
+    def _snapshot(self, window: int) -> Snapshot:
+        return take_snapshot(
+            self.stats,
+            self.table,
+            place=self._seating.place,
+            processes=self._seating.count,
+            in_flight=self.room.requests,
+            window=window,
+        )
 
 
 def _client_auth(settings: Settings, metrics: Metrics) -> ClientAuth:

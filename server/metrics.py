@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
 from server.shared_metrics import shared_exposition
 
@@ -23,6 +24,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._live: list[Collector] = []
         self.requests = self._counter("requests", "Requests answered, by route and status.", "route", "status")
         self.in_flight = self._gauge("num_requests_running", "Requests under way in this controller.", merge="livesum")
         self.inflight_bytes = self._gauge(
@@ -49,7 +51,9 @@ class Metrics:
         self.client_disconnects = self._counter("client_disconnects", "Clients that left before their answer's end.")
         self.workers = self._gauge("workers", "Workers registered, by state.", "state")
         self.registry_connected = self._gauge("registry_connected", "1 while shared state (Redis) can be reached.")
-        self.registrations = self._counter("registrations", "Workers that joined, left or were forgotten.", "event")
+        self.registrations = self._counter(
+            "registrations", "Workers that joined, left or were forgotten, each counted by one controller.", "event"
+        )
         self.keys_valid = self._gauge(
             "keys_valid", "0 while the file of keys cannot be read and the last good keys hold."
         )
@@ -83,7 +87,12 @@ class Metrics:
 
     def exposition(self, workers: Collection[str]) -> bytes:
         """Of all processes of this controller. `workers`: ids of those that are members now."""
-        return shared_exposition(workers) or generate_latest(self.registry)
+        return shared_exposition(workers, self._live) or generate_latest(self.registry)
+
+    def add_live(self, collector: Collector) -> None:
+        """What is not counted but made when Prometheus asks."""
+        self._live.append(collector)
+        self.registry.register(collector)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", help, labels, registry=self.registry)

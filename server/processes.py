@@ -1,9 +1,10 @@
 """Several controller processes on one port, and the parent that keeps them running.
 
-Each process is a controller like any other; they share Redis and nothing else. The parent serves nothing: it holds the
-port, starts every process by forking, starts a dead one anew after a growing delay, and passes a stop on to all. On
-Linux each process has a listening socket of its own on the same port, among which the kernel shares out connections, so
-that one that dies takes only its own connections along; elsewhere they accept from one socket in turn.
+Each process is a controller like any other; they share Redis, and tell each other what operators ask for. The parent
+serves nothing: it holds the port, starts every process by forking, starts a dead one anew after a growing delay, and
+passes a stop on to all. On Linux each process has a listening socket of its own on the same port, among which the
+kernel shares out connections, so that one that dies takes only its own connections along; elsewhere they accept from
+one socket in turn.
 
 The parent must have one thread and no event loop, since it forks.
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 from server.listen import bind, url_of
 from server.logs import log
 from server.shared_metrics import forget_gauges, share_metrics
+from server.siblings import Seating
 
 _FIRST_DELAY = 0.1  # seconds before a dead process is started anew; doubled at each death that follows
 _LONGEST_DELAY = 5.0
@@ -39,10 +41,10 @@ _STOPS = (signal.SIGTERM, signal.SIGINT)
 class Seat:
     """What a process gets from its parent."""
 
-    place: int
     listener: socket.socket
     ready: Callable[[], None]  # to be called once it serves
     parent: int  # file descriptor that comes to its end when the parent is gone
+    seating: Seating
 
 
 Serve = Callable[[Seat], int]
@@ -89,7 +91,8 @@ class Processes:
     """run() once, from the main thread; returns the exit code."""
 
     def __init__(self, count: int, port: SharedPort, folder: Path, serve: Serve, stop_seconds: float) -> None:
-        """`folder`: an empty one for the processes' metrics. `serve` runs in each process until its end."""
+        """`folder`: an empty one, mode 0700, for the processes' metrics and sockets. `serve` runs in each process
+        until its end."""
         self._port = port
         self._folder = folder
         self._serve = serve
@@ -174,7 +177,7 @@ class Processes:
                 os.close(end)
             self._port.close()
             share_metrics(self._folder, place)
-            code = self._serve(Seat(place, listener, lambda: _say_ready(status_end), self._lifeline))
+            code = self._serve(self._seat(place, listener, status_end))
         except KeyboardInterrupt:
             code = 130
         finally:
@@ -184,6 +187,10 @@ class Processes:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
+
+    def _seat(self, place: int, listener: socket.socket, status_end: int) -> Seat:
+        seating = Seating(place, len(self._processes), self._folder)
+        return Seat(listener, lambda: _say_ready(status_end), self._lifeline, seating)
 
     def _statuses(self) -> list[int]:
         return [process.status for process in self._processes if process.status >= 0]

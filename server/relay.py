@@ -23,7 +23,7 @@ from server.health.worker import Outcome
 from server.logs import log
 from server.metrics import Metrics
 from server.probes import Probes
-from server.protocol.call_headers import TENANT, TIMEOUT, write_timeout
+from server.protocol.call_headers import TENANT, TIMEOUT, TIMINGS, read_timings, write_timeout
 from server.protocol.continuing import ALIVE_SECONDS, CONTINUE, RESUMABLE
 from server.protocol.errors import ApiError, unavailable
 from server.quarantine import Case, Quarantine
@@ -75,6 +75,7 @@ class _Journey:
     legs: int = 0  # workers that have sent a part of the stream
     give_up_at: float = 0.0  # by the event loop's clock
     pause: float = _FIRST_PAUSE
+    text_at: float | None = None  # when the last text came, by the performance counter
 
 
 class Relay:
@@ -129,7 +130,9 @@ class Relay:
                 if worker is None:
                     assert journey.last is not None and journey.last.answer is not None
                     return await self._send_whole(journey.last.answer, journey)
-                record.worker = worker.id
+                record.worker, record.version = worker.id, worker.card.version
+                if not reply.started:
+                    record.lost_seconds = record.elapsed - record.prepare_seconds
                 try:
                     with worker.assigned(call.work):
                         await self._attempt(worker, journey)
@@ -243,6 +246,7 @@ class Relay:
                 if reply.started and (stream is None or not stream.resumable):
                     raise Failed(f"status_{response.status}")
                 if not reply.started:
+                    _note_timings(response, journey.record)
                     reply.headers.append((b"x-tephra-version", worker.card.version.encode("ascii", "replace")))
                 if stream is None:
                     clock.reschedule(asyncio.get_running_loop().time() + self._settings.send_seconds)
@@ -323,7 +327,9 @@ class Relay:
                 frames, failure = _split_last(frames)
             if frames:
                 self._note_begin(pieces, journey)
-                self._stats.add_tokens(pieces)
+                if pieces:
+                    before, journey.text_at = journey.text_at, time.perf_counter()
+                    self._stats.add_tokens(pieces, None if before is None else journey.text_at - before)
                 record.completion_tokens = progress.pieces
                 clock.reschedule(loop.time() + self._settings.send_seconds)
                 await reply.frames(frames)
@@ -380,6 +386,12 @@ class Relay:
         return ApiError(
             502, f"The worker {what} before the answer was complete.", type="server_error", code="stream_broken"
         )
+
+
+def _note_timings(response: aiohttp.ClientResponse, record: RequestRecord) -> None:
+    told = read_timings(response.headers.get(TIMINGS, ""))
+    record.queue_seconds, record.prefill_seconds = told.get("queue", 0.0), told.get("prefill", 0.0)
+    record.decode_seconds = told.get("decode", 0.0)
 
 
 # Errors by which a worker says that it cannot go on, while another could.

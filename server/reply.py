@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import orjson
 from starlette.types import Message, Scope, Send
 
@@ -26,6 +28,7 @@ class Reply:
         self.started = False
         self.streaming = False
         self.sending = False  # waiting for the client to take what it was sent
+        self.send_seconds = 0.0  # of all waiting for it
         self.status = 0
         self.headers: Headers = []  # beside those of the answer itself, whatever it is
 
@@ -65,5 +68,9 @@ class Reply:
 
     async def _put(self, message: Message) -> None:
         self.sending = True
-        await self._send(message)
+        began = time.perf_counter()
+        try:
+            await self._send(message)
+        finally:
+            self.send_seconds += time.perf_counter() - began
         self.sending = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest, values
@@ -33,13 +33,16 @@ def forget_gauges(folder: Path, place: int) -> None:
     mark_process_dead(place, str(folder))
 
 
-def shared_exposition(workers: Collection[str]) -> bytes | None:
-    """Everybody's metrics; None where this process is alone. Of metrics by worker only those of `workers`."""
+def shared_exposition(workers: Collection[str], live: Iterable[Collector]) -> bytes | None:
+    """Everybody's metrics; None where this process is alone. Of metrics by worker only those of `workers`. `live` are
+    this process's own, made when they are asked for: in no file, and about the same in each process."""
     folder = os.environ.get(_FOLDER)
     if not folder:
         return None
     registry = CollectorRegistry()
     registry.register(_Joined(MultiProcessCollector(None, folder), frozenset(workers)))
+    for collector in live:
+        registry.register(collector)
     return generate_latest(registry)
 
 

@@ -160,8 +160,9 @@ class Process:
 class System:
     """A controller and its workers, and what an operator sees of them."""
 
-    def __init__(self, controller: Process, workers: list[Process]) -> None:
+    def __init__(self, controller: Process, workers: list[Process], admin_key: str) -> None:
         self.controller = controller
+        self.admin_key = admin_key
         self.workers = {worker.name: worker for worker in workers}
         self.model = MODEL
         self.key = KEY
@@ -172,9 +173,10 @@ class System:
         return self.controller.url
 
     def get(self, path: str) -> Any:
-        """JSON, or the status of an error."""
+        """JSON, or the status of an error. As an operator, where there is an admin key."""
+        headers = {"Authorization": f"Bearer {self.admin_key}"} if self.admin_key else {}
         try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as response:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=30) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             return error.code
@@ -289,7 +291,7 @@ def _running(
             workers.append(worker)
         for worker in workers:
             worker.wait_ready()
-        system = System(controller, workers)
+        system = System(controller, workers, str(controller_settings.get("admin_key", "")))
         try:
             system.wait_whole()
             yield system
@@ -305,6 +307,21 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> RunningSystem:
 
     checkpoint = make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / MODEL)
     return lambda controller, workers: _running(tmp_path_factory.mktemp("system"), checkpoint, controller, workers)
+
+
+@pytest.fixture
+def lone_controller(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts a controller without any worker; takes its settings."""
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> Process:
+            controller = Process("lone-controller", "server", tmp_path, settings)
+            stack.callback(controller.stop)
+            controller.start()
+            controller.wait_ready()
+            return controller
+
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,8 @@ class Generation:
         self._end_at = math.inf
         self._over = over
         self._begun = False
+        self._queue_seconds = self._prefill_seconds = 0.0
+        self._first_at = self._last_at = 0.0  # by the event loop's clock: of the pieces
 
     def end_by(self, deadline: float, seconds: float) -> None:
         """Ends by that time of the event loop's clock, if not before; the client had given it so many seconds."""
@@ -106,6 +108,16 @@ class Generation:
             completion=sum(running.answer.completion_tokens for running in self._answers),
         )
 
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds so far: the longest wait of any answer for its first step and for its first token, and the time since
+        the first piece of them."""
+        return {
+            "queue": self._queue_seconds,
+            "prefill": self._prefill_seconds,
+            "decode": self._last_at - self._first_at,
+        }
+
     async def pieces(self) -> AsyncGenerator[tuple[int, AnswerPiece], None]:
         """(answer, piece), until every answer has given its last. Raises ApiError."""
         queue: asyncio.Queue[tuple[int, AnswerPiece] | Exception] = asyncio.Queue(_AHEAD)
@@ -122,7 +134,9 @@ class Generation:
                 item = await self._next(queue, deadline)
                 if isinstance(item, Exception):
                     raise item
-                self._begun = True
+                self._last_at = loop.time()
+                if not self._begun:
+                    self._begun, self._first_at = True, self._last_at
                 unfinished -= item[1].finish_reason is not None
                 yield item
         finally:
@@ -150,6 +164,8 @@ class Generation:
             async with aclosing(steps):
                 async for step in steps:
                     piece = running.answer.take(step)
+                    self._queue_seconds = max(self._queue_seconds, step.queue_seconds)
+                    self._prefill_seconds = max(self._prefill_seconds, step.prefill_seconds)
                     if piece.finish_reason == "abort":
                         raise unavailable("The worker stopped while it was answering; send the request again.")
                     if piece.finish_reason is not None and running.matcher is not None and running.matcher.failure:

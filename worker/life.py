@@ -180,6 +180,7 @@ def _load(service: Service) -> WorkerLoad:
         prompt_token_seconds=costs.prompt,
         answer_token_seconds=costs.answer,
         in_hand=service.gate.requests,
+        totals=service.metrics.totals,
     )
 
 

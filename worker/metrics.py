@@ -12,6 +12,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
 
+from server.protocol.registration import WorkerTotals
 from worker.engine.observer import RequestReport, StepReport
 from worker.engine.protocol import EngineLoad
 from worker.pace import Pace
@@ -32,6 +33,7 @@ class WorkerMetrics:
         self._model = model
         self._registry = CollectorRegistry()
         self.pace = Pace()
+        self.totals = WorkerTotals()  # replaced as a whole, so that any thread may read it
         self._preemptions = self._counter("num_preemptions", "Requests set back for want of KV blocks.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._generation_tokens = self._counter("generation_tokens", "Answer tokens drawn.")
@@ -127,6 +129,15 @@ class WorkerMetrics:
         self._image_queries.inc(report.image_queries)
         self._image_hits.inc(report.image_hits)
         self._failures.inc(report.failures)
+        before = self.totals
+        self.totals = WorkerTotals(
+            prompt_tokens=before.prompt_tokens + report.prefill_tokens,
+            answer_tokens=before.answer_tokens + report.drawn_tokens,
+            prefix_queries=before.prefix_queries + report.prefix_queries,
+            prefix_hits=before.prefix_hits + report.prefix_hits,
+            image_queries=before.image_queries + report.image_queries,
+            image_hits=before.image_hits + report.image_hits,
+        )
         self._step.observe(report.seconds)
         for seconds in report.inter_token_seconds:
             self._inter_token.observe(seconds)

@@ -1,18 +1,18 @@
 """/admin/*: what the dashboard shows, and what operators do. Behind the admin key; without one, callers on this machine
 alone may read (`server.auth.AdminAuth`) and nobody may act.
 
-    GET  /admin/workers                {"workers": [described worker], "lost": [described worker, with lost_seconds]}
+    GET  /admin/workers                {"workers": [described worker], "lost": [described worker, with lost_seconds],
+                                       "processes": {total, missing: [place]}}
     POST /admin/workers/{id}/drain     its description; the same again for one that drains already
     POST /admin/workers/{id}/undrain   its description; the same again for one that does not drain
-    GET  /admin/stats                  {"time", "registry", "running", "waiting", "in_flight", "workers": {total,
-                                       healthy}, "states": {state: workers}, ...`server.stats.Stats.summary`,
-                                       "recent": [`server.stats.RequestRecord`, newest first]}
+    GET  /admin/stats                  {"time", "registry", "limits", "actions", "running", "waiting",
+                                       "workers": {total, healthy}, "states": {state: workers}, "processes",
+                                       ...`server.snapshot.joined`, over ?window= seconds}
 
-A worker's description: {id, url, model, version, engine, device, state (`server.registry.states`), healthy, breaker,
-breaker_reason, weight, draining_since, safe_to_stop, in_flight, in_hand, queue_seconds, outstanding_tokens,
-recent_attempts, recent_failures, first_token_seconds, max_running, running, waiting, kv_usage, kv_tokens,
-context_length, started_at, heard_at}. What came of requests (breaker to weight, in_flight, recent_*) is this
-controller's own experience.
+A worker's description: {id, url, model, version, engine, device, healthy, draining_since, in_hand, max_running,
+running, waiting, kv_usage, kv_tokens, context_length, started_at, heard_at, first_token_seconds, ...`WorkerPace`,
+...`server.snapshot.seen_together`}. What came of requests (state to weight, in_flight, recent_*) is the experience of
+this controller, of all its processes together; other controllers have theirs.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from server.controller import Controller
 from server.logs import log
-from server.protocol.errors import ApiError
+from server.protocol.errors import ApiError, bad_request
 from server.registry.worker import Worker
 from server.reply import REQUEST_ID
+from server.snapshot import Snapshot, WorkerView, joined, seen_together
+from server.stats import WINDOW, WINDOWS
 
 
 def admin_router(controller: Controller) -> APIRouter:
@@ -64,15 +67,20 @@ def admin_router(controller: Controller) -> APIRouter:
                 client=request.client.host if request.client else "",
                 request_id=request.scope[REQUEST_ID],
             )
-        return described(worker)
+        return described(worker, (await controller.survey(WINDOW))[0])
 
     router = APIRouter(prefix="/admin", tags=["Admin"])
     reading, acting = [Depends(check)], [Depends(check_action)]
 
     @router.get("/workers", summary="Registered workers, their load and state", dependencies=reading)
     async def workers() -> dict[str, Any]:
-        lost = [described(worker) | {"lost_seconds": ago} for worker, ago in controller.table.lately_lost()]
-        return {"workers": [described(worker) for worker in controller.table], "lost": lost}
+        snapshots, missing = await controller.survey(WINDOW)
+        lost = [described(worker, snapshots) | {"lost_seconds": ago} for worker, ago in controller.table.lately_lost()]
+        return {
+            "workers": [described(worker, snapshots) for worker in controller.table],
+            "lost": lost,
+            "processes": _processes(snapshots, missing),
+        }
 
     @router.post("/workers/{worker_id}/drain", summary="Send a worker no more requests", dependencies=acting)
     async def drain(worker_id: str, request: Request) -> dict[str, Any]:
@@ -86,25 +94,42 @@ def admin_router(controller: Controller) -> APIRouter:
         return await act(request, "undrain", worker_id, controller.membership.undrain(worker_id))
 
     @router.get("/stats", summary="Rates, percentiles and recent requests of this controller", dependencies=reading)
-    async def stats() -> dict[str, Any]:
+    async def stats(
+        window: Annotated[int, Query(description="Seconds that counts and percentiles are of: 60, 300 or 900.")] = 60,
+    ) -> dict[str, Any]:
+        """Of all processes of this controller, whichever answers; those that did not answer in time are named."""
+        if window not in WINDOWS:
+            raise bad_request(f"window: expected one of {', '.join(map(str, WINDOWS))}", param="window")
+        snapshots, missing = await controller.survey(window)
         members = list(controller.table)
         return {
             "time": time.time(),
             "registry": "connected" if controller.membership.connected else "lost",
+            "limits": controller.limiter.state,
+            "actions": controller.settings.admin_key is not None,
+            "processes": _processes(snapshots, missing),
             "workers": {"total": len(members), "healthy": controller.table.healthy},
-            "states": Counter(worker.state for worker in members),
-            "in_flight": controller.room.requests,
+            "states": Counter(seen_together(_views(worker, snapshots))["state"] for worker in members),
             "running": sum(worker.record.load.running for worker in members),
             "waiting": sum(worker.record.load.waiting for worker in members),
-            **controller.stats.summary(),
-            "recent": [record.public() for record in reversed(controller.stats.recent)],
+            **joined(snapshots, window),
         }
 
     return router
 
 
-def described(worker: Worker) -> dict[str, Any]:
-    registration, load, card, health = worker.record.registration, worker.record.load, worker.card, worker.health
+def _processes(snapshots: Sequence[Snapshot], missing: Sequence[int]) -> dict[str, Any]:
+    return {"total": len(snapshots) + len(missing), "missing": list(missing)}
+
+
+def _views(worker: Worker, snapshots: Sequence[Snapshot]) -> list[WorkerView]:
+    """The first snapshot is this process's own, whose view may be older than what was just done."""
+    others = [one.workers[worker.id] for one in snapshots[1:] if worker.id in one.workers]
+    return [WorkerView.of(worker), *others]
+
+
+def described(worker: Worker, snapshots: Sequence[Snapshot]) -> dict[str, Any]:
+    registration, load, card = worker.record.registration, worker.record.load, worker.card
     return {
         "id": worker.id,
         "url": worker.url,
@@ -113,20 +138,10 @@ def described(worker: Worker) -> dict[str, Any]:
         "context_length": card.context_length,
         "engine": registration.engine,
         "device": registration.device,
-        "state": worker.state,
         "healthy": worker.healthy,
-        "breaker": health.breaker,
-        "breaker_reason": health.reason,
-        "weight": round(worker.weight, 3),
         "draining_since": worker.drain.since if worker.drain is not None else None,
-        "safe_to_stop": worker.drained,
-        "in_flight": worker.in_flight,
         "in_hand": load.in_hand,
-        "queue_seconds": round(worker.queue_seconds, 3),
-        "outstanding_tokens": worker.outstanding_tokens,
-        "recent_attempts": health.window.attempts,
-        "recent_failures": health.window.failures,
-        "first_token_seconds": health.window.median_first_token,
+        "first_token_seconds": worker.health.window.median_first_token,
         "max_running": registration.max_running,
         "running": load.running,
         "waiting": load.waiting,
@@ -134,4 +149,6 @@ def described(worker: Worker) -> dict[str, Any]:
         "kv_tokens": load.kv_tokens,
         "started_at": registration.started_at,
         "heard_at": time.time() - worker.silent_seconds,
+        **asdict(worker.progress.pace),
+        **seen_together(_views(worker, snapshots)),
     }

@@ -201,7 +201,7 @@ class GenerationRoute:
 
     def _close(self, reply: Reply, record: RequestRecord) -> None:
         controller = self._controller
-        record.seconds = record.elapsed
+        record.seconds, record.send_seconds = record.elapsed, reply.send_seconds
         record.status = reply.status or 499  # as proxies log a client that left before an answer began
         controller.stats.add(record)
         controller.metrics.requests.labels(self._path, str(record.status)).inc()
@@ -216,6 +216,7 @@ class GenerationRoute:
             ended=record.ended,
             model=record.model,
             worker=record.worker,
+            version=record.version,
             stream=record.stream,
             images=record.images,
             retries=record.retries,
@@ -224,6 +225,7 @@ class GenerationRoute:
             completion_tokens=record.completion_tokens,
             first_byte_ms=round(record.first_byte_seconds * 1000, 1),
             ms=round(record.seconds * 1000, 1),
+            phases_ms={name: round(seconds * 1000, 1) for name, seconds in record.phases().items() if seconds},
             error=record.error,
         )
 

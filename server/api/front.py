@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
+import time
 from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.logs import log
 from server.protocol.errors import ApiError
 from server.protocol.heads import check_head
 from server.reply import REQUEST_ID, Reply
 
+_BEATS = "/internal/"  # what workers send every few seconds
+_MOST_PATH = 128  # characters of a path that are logged
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -37,12 +42,27 @@ class Front:
             await hot(scope, receive, send)
             return
 
+        began, status = time.perf_counter(), 0
+
         async def named(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        await self._app(scope, receive, named)
+        try:
+            await self._app(scope, receive, named)
+        finally:
+            log(
+                logging.DEBUG if scope["method"] == "GET" or scope["path"].startswith(_BEATS) else logging.INFO,
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                path=scope["path"][:_MOST_PATH],
+                status=status or 499,
+                ms=round((time.perf_counter() - began) * 1000, 1),
+            )
 
 
 def _request_id(scope: Scope) -> str:

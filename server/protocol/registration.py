@@ -43,6 +43,17 @@ class ModelCard(msgspec.Struct, frozen=True):
     logprobs: bool = False
 
 
+class WorkerTotals(msgspec.Struct, frozen=True):
+    """Counted since the worker's start, as in its metrics of these names."""
+
+    prompt_tokens: int = 0  # computed
+    answer_tokens: int = 0  # drawn
+    prefix_queries: int = 0  # prompt tokens looked for in the prefix cache
+    prefix_hits: int = 0
+    image_queries: int = 0  # pictures looked for in the vision-feature cache
+    image_hits: int = 0
+
+
 class WorkerLoad(msgspec.Struct, frozen=True):
     """As `worker.engine.protocol.EngineLoad`."""
 
@@ -55,6 +66,7 @@ class WorkerLoad(msgspec.Struct, frozen=True):
     prompt_token_seconds: float = 0.0  # measured cost of a prompt token amid other work; 0: not known
     answer_token_seconds: float = 0.0  # likewise of an answer's token
     in_hand: int | None = None  # requests that it has taken and not finished, whoever sent them; None: it does not tell
+    totals: WorkerTotals | None = None  # None: it does not tell
 
 
 class Registration(msgspec.Struct, frozen=True):

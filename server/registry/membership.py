@@ -16,7 +16,7 @@ from server.metrics import Metrics
 from server.protocol.errors import ApiError, unavailable
 from server.protocol.registration import Heartbeat, HeartbeatAnswer, Registration
 from server.registry.records import Drain, Member, WorkerRecord
-from server.registry.store import RegistryStore, StoreErrors
+from server.registry.store import RegistryStore, Snapshot, StoreErrors
 from server.registry.table import WorkerTable
 from server.registry.watch import StateWatch
 from server.registry.worker import Worker
@@ -55,6 +55,8 @@ class Membership:
 
     async def join(self, registration: Registration) -> None:
         record = WorkerRecord(registration, registration.load, True)
+        if self._table.get(record.id) is None:
+            self._metrics.registrations.labels("joined").inc()
         self._hear(record, self._known_drain(record.id))
         log(
             logging.INFO,
@@ -85,6 +87,7 @@ class Membership:
 
     async def leave(self, worker_id: str) -> None:
         if self._table.leave(worker_id) is not None:
+            self._metrics.registrations.labels("left").inc()
             log(logging.INFO, "worker left", worker=worker_id)
         if self.connected:
             try:
@@ -194,10 +197,10 @@ class Membership:
     async def _refresh(self, *, established: bool = False) -> None:
         """Takes over what Redis holds; forgets whom neither Redis nor this controller has heard for a lease."""
         began = time.monotonic()
-        snapshot = await self._store.read_all()
+        snapshot = await self._read_all()
         if not snapshot.era or snapshot.era != self._era:
             await self._remind()
-            snapshot = await self._store.read_all()
+            snapshot = await self._read_all()
         for member in snapshot.members:
             self._table.put(self._newest(member, began), established=established)
         present = {member.record.id for member in snapshot.members}
@@ -206,6 +209,11 @@ class Membership:
             if worker.id not in present and worker.heard_here_at < limit:
                 log(logging.WARNING, "worker forgotten: its lease ran out", worker=worker.id)
                 self._table.forget(worker.id)
+
+    async def _read_all(self) -> Snapshot:
+        snapshot = await self._store.read_all()
+        self._metrics.registrations.labels("forgotten").inc(snapshot.expired)
+        return snapshot
 
     def _newest(self, member: Member, began: float) -> Member:
         """What Redis said, but for what was heard here since it was asked."""

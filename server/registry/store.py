@@ -50,6 +50,7 @@ class Snapshot:
 
     era: str
     members: list[Member]
+    expired: int  # workers whose lease was over and whom this question, and no other, took from the index
 
 
 class RegistryStore:
@@ -86,8 +87,8 @@ class RegistryStore:
     async def remove(self, worker_id: str) -> None:
         """A worker that left in good order; a drain was for that process and ends with it."""
         async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.srem(_INDEX, worker_id)  # first, so that nobody takes its lease to have run out
             pipe.delete(_key(worker_id), _drain_key(worker_id))
-            pipe.srem(_INDEX, worker_id)
             pipe.publish(_CHANNEL, f"-{worker_id}")
             await pipe.execute()
 
@@ -126,10 +127,9 @@ class RegistryStore:
         era, *values = await self._redis.mget([_ERA, *keys])
         records, drains = values[: len(ids)], values[len(ids) :]
         gone = [worker_id for worker_id, value in zip(ids, records, strict=True) if value is None]
-        if gone:
-            await self._redis.srem(_INDEX, *gone)
+        expired = await self._redis.srem(_INDEX, *gone) if gone else 0
         members = (_member(record, drain) for record, drain in zip(records, drains, strict=True))
-        return Snapshot(_text(era or b""), [member for member in members if member is not None])
+        return Snapshot(_text(era or b""), [member for member in members if member is not None], expired)
 
     async def next_change(self, wait: float) -> str | None:
         """The next announcement ("+id" or "-id"), or None after `wait` seconds."""

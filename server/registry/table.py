@@ -69,7 +69,6 @@ class WorkerTable:
             settle = self._settle_seconds
             worker = Worker(record, self.rules, self._metrics, established=established, settle_seconds=settle)
             self._workers[record.id] = worker
-            self._metrics.registrations.labels("joined").inc()
         else:
             worker.update(record)
         worker.set_drain(member.drain)
@@ -78,14 +77,14 @@ class WorkerTable:
 
     def leave(self, worker_id: str) -> Worker | None:
         """The worker went in good order: what it still answers may end in peace."""
-        worker = self._remove(worker_id, "left")
+        worker = self._remove(worker_id)
         if worker is not None:
             worker.gone = True
         return worker
 
     def forget(self, worker_id: str) -> None:
         """The worker's lease ran out."""
-        worker = self._remove(worker_id, "forgotten")
+        worker = self._remove(worker_id)
         if worker is not None:
             self.lost.append((worker, time.monotonic()))
             worker.give_up()
@@ -99,10 +98,9 @@ class WorkerTable:
             if now - at < _REMEMBERED_SECONDS and worker.id not in self._workers
         ]
 
-    def _remove(self, worker_id: str, event: str) -> Worker | None:
+    def _remove(self, worker_id: str) -> Worker | None:
         worker = self._workers.pop(worker_id, None)
         if worker is not None:
-            self._metrics.registrations.labels(event).inc()
             self._metrics.forget_worker(worker_id)
             self._index()
         return worker

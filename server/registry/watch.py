@@ -24,7 +24,7 @@ class StateWatch:
         self._table = table
         self._metrics = metrics
         self._states: dict[str, WorkerState] = {}
-        metrics.registry.register(_WorkerStates(table))
+        metrics.add_live(_WorkerStates(table))
 
     def look(self) -> None:
         """Ejects outliers, and tells what has changed since the last look. To be called about once a second."""

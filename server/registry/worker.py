@@ -18,6 +18,7 @@ from server.health.worker import WorkerHealth
 from server.logs import log
 from server.metrics import Metrics
 from server.protocol.registration import ModelCard, WorkerLoad
+from server.registry.progress import Progress
 from server.registry.records import Drain, WorkerRecord
 from server.registry.states import WorkerState
 from server.routing.base import TYPICAL_COSTS, TokenCosts, Work
@@ -46,6 +47,7 @@ class Worker:
         self._settle_seconds = settle_seconds
         self._own = _Tokens()
         self._foreign = _Tokens.reported(record.load)
+        self.progress = Progress(record.load.totals)
         self._awaited: set[asyncio.Timeout] = set()
 
     @property
@@ -132,6 +134,7 @@ class Worker:
     def update(self, record: WorkerRecord) -> None:
         if record != self.record:
             self._heard_at = time.monotonic()
+            self.progress.note(record.load.totals)
             self._foreign = _Tokens.reported(record.load).beyond(self._own)
         if record.registration.started_at != self.record.registration.started_at:
             self.health = self._new_health()  # a new process under the old name

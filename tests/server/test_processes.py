@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -177,6 +178,8 @@ async def test_metrics_are_those_of_all_processes_whoever_tells_them(start_worke
         assert {sample(text, 'workers{state="healthy"}') for text in texts} == {1.0}
         assert {sample(text, "registry_connected") for text in texts} == {1.0}
         assert {sample(text, "num_requests_running") for text in texts} == {0.0}
+        assert {sample(text, 'registrations_total{event="joined"}') for text in texts} == {1.0}
+        assert all('\ntephra:worker_weight{worker="w1"} ' in text for text in texts)
 
         release, answer = asyncio.Event(), worker.handler
 
@@ -212,6 +215,47 @@ async def test_metrics_are_those_of_all_processes_whoever_tells_them(start_worke
         await until(lambda: True)
         while any('worker="w1"' in text for text in await told()):
             await asyncio.sleep(0.05)
+
+
+async def test_operators_are_told_of_all_processes_and_which_one_hangs(start_worker, until):
+    async with running(3) as system:
+        worker = await start_worker("w1")
+        await worker.join(system.url)
+        await served_by_all(system, until)
+        for _ in range(20):
+            async with one_connection() as session, chat(system.url, session) as response:
+                assert response.status == 200
+
+        async def ask() -> tuple[int | None, dict]:
+            """Which process answered, and what it told; nothing where it is the one that hangs."""
+            reader, writer = await asyncio.open_connection("127.0.0.1", system.port)
+            writer.write(b"GET /admin/stats HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n")
+            try:
+                async with asyncio.timeout(5):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    length = int(re.search(rb"content-length: (\d+)", head)[1])
+                    told = json.loads(await reader.readexactly(length))
+                return system.owner(writer.get_extra_info("sockname")[1]), told
+            except TimeoutError:
+                return None, {}
+            finally:
+                writer.close()
+
+        answers = [await ask() for _ in range(12)]
+        assert len({pid for pid, _ in answers}) > 1, "the kernel gave all to one"
+        for _, told in answers:
+            assert told["requests_total"] == len(told["recent"]) == 20
+            assert told["processes"] == {"total": 3, "missing": []}
+
+        hanging = next(iter(system.controllers()))
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            told = [told for _, told in await asyncio.gather(*(ask() for _ in range(12))) if told]
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+        assert told
+        (missing,) = {tuple(one["processes"]["missing"]) for one in told}
+        assert len(missing) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Container
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.protocol.call_headers import TIMINGS, write_timings
 from server.protocol.continuing import Beginning
 from server.protocol.openai import ChatCompletion, ChatCompletionRequest, Completion, CompletionRequest
 from worker.answers.answer import NOTHING, AnswerPiece
@@ -82,22 +83,28 @@ async def _respond(
     prepare: Callable[[], Awaitable[Generation]],
 ) -> Response:
     if not body.stream:
-        return json_response(await unless_gone(request, _whole(shape, prepare)))
+        content, timings = await unless_gone(request, _whole(shape, prepare))
+        return json_response(content, headers={TIMINGS: write_timings(timings)})
     trail = None
     if journey.resumable:
         header = shape.header
         trail = Trail(Beginning(header.id, header.created, header.version, body.seed or 0))
     stream = await unless_gone(request, _begin(shape, prepare, trail, journey.told, body.include_usage))
-    return EventStream(stream.frames(), stream.close, request.state.request_id, resumable=journey.resumable)
+    response = EventStream(stream.frames(), stream.close, request.state.request_id, resumable=journey.resumable)
+    response.headers[TIMINGS] = write_timings(stream.timings)
+    return response
 
 
-async def _whole(shape: AnswerShape, prepare: Callable[[], Awaitable[Generation]]) -> dict[str, Any]:
+async def _whole(
+    shape: AnswerShape, prepare: Callable[[], Awaitable[Generation]]
+) -> tuple[dict[str, Any], Mapping[str, float]]:
+    """The answer, and where its time went."""
     generation = await prepare()
     answers: list[list[AnswerPiece]] = [[] for _ in range(generation.size)]
     async with aclosing(generation.pieces()) as pieces:
         async for index, piece in pieces:
             answers[index].append(piece)
-    return shape.whole(answers, generation.counts())
+    return shape.whole(answers, generation.counts()), generation.timings
 
 
 async def _begin(
@@ -155,6 +162,11 @@ class _AnswerStream:
         if self._include_usage:
             yield sse_frame(self._shape.chunk([], usage_json(self._generation.counts())))
         yield DONE
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Until the first token."""
+        return {name: seconds for name, seconds in self._generation.timings.items() if name != "decode"}
 
     async def close(self) -> None:
         await self._rest.aclose()

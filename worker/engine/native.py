@@ -324,14 +324,23 @@ class NativeEngine:
             deliveries.append((sequence.number, EngineFailure(message)))
         for sequence, draw in result.drawn:
             timings = sequence.timings
+            queued = prefilled = 0.0
             if timings.last_token is None:
                 timings.first_token = now
+                started = timings.first_scheduled or begun
+                queued, prefilled = started - timings.arrived, now - started
             else:
                 gaps.append(now - timings.last_token)
             timings.last_token = now
             reason = sequence.append(draw.token_id)
             output = EngineOutput(
-                draw.token_id, draw.logprobs, reason, stop_token=reason == "stop", cached_tokens=sequence.cached
+                draw.token_id,
+                draw.logprobs,
+                reason,
+                stop_token=reason == "stop",
+                cached_tokens=sequence.cached,
+                queue_seconds=queued,
+                prefill_seconds=prefilled,
             )
             deliveries.append((sequence.number, output))
             if reason is not None:

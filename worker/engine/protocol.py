@@ -98,6 +98,8 @@ class EngineOutput:
     finish_reason: FinishReason | None = None
     stop_token: bool = False  # token_id is the stop token itself: no part of the answer's text
     cached_tokens: int = 0  # prompt tokens that were not computed anew
+    queue_seconds: float = 0.0  # with the first token: from arrival to the first step
+    prefill_seconds: float = 0.0  # likewise, from there to the token
 
 
 @dataclass(frozen=True)

@@ -1,84 +1,24 @@
-// The dashboard: asks the controller for its figures every two seconds and draws them. What is older than the
-// controller remembers (percentiles over time) is kept in this page, for as long as it is open.
+// The dashboard: asks the controller for its figures every two seconds, draws them, and lets an operator act.
 
 import { Problem, TabKey, call } from "./api.js";
-import { amount, duration } from "./format.js";
-import { bars, lines } from "./charts.js";
-import { element } from "./dom.js";
-import { errorsTable, recentTable, workersTable } from "./tables.js";
+import { changeDrain } from "./drains.js";
+import { counts, forgetPercentiles, measures } from "./measures.js";
+import { errorsTable, legend, requestsTable, workersTable } from "./tables.js";
 
 const POLL = 2000; // milliseconds between two looks
 const PATIENCE = 5000; // milliseconds for one answer
-const KEPT = 300; // looks kept for the lines: ten minutes
 
 const byId = (id) => document.getElementById(id);
 const key = new TabKey("tephra-admin-key");
-const past = { ttft: [], latency: [] };
 let heardAt = null; // when the figures on the page came
 let timer = null;
+let looks = 0; // so that an answer that comes after a newer question is not drawn
 
 function notify(text) {
   const notice = byId("notice");
   if (notice.textContent === text) return; // else it would be read out at every look
   notice.textContent = text;
   notice.hidden = !text;
-}
-
-function remember(list, percentiles) {
-  list.push(percentiles);
-  if (list.length > KEPT) list.shift();
-}
-
-function measure(name, title, value, more, chart, [from, to]) {
-  return element(
-    "div",
-    { class: "measure", "data-measure": name },
-    element("h3", {}, title),
-    element("p", { class: "value" }, value),
-    element("p", { class: "more" }, more),
-    chart,
-    element("p", { class: "scale" }, element("span", {}, from), element("span", {}, to)),
-  );
-}
-
-function percentileMeasure(name, title, list, now) {
-  const series = Object.fromEntries(["p99", "p90", "p50"].map((share) => [share, list.map((one) => one[share])]));
-  const minutes = Math.max(1, Math.round((list.length * POLL) / 60_000));
-  return measure(
-    name,
-    title,
-    duration(now.p50 ?? NaN),
-    now.count ? `p90 ${duration(now.p90)} · p99 ${duration(now.p99)}` : "no answer yet",
-    lines(`${title}: p50, p90 and p99 since this page was opened`, series, Math.max(30, list.length)),
-    [minutes === 1 ? "last minute" : `last ${minutes} minutes`, "now"],
-  );
-}
-
-function drawMeasures(stats) {
-  remember(past.ttft, stats.ttft_seconds);
-  remember(past.latency, stats.latency_seconds);
-  const window = stats.window_seconds === 60 ? "last minute" : `last ${stats.window_seconds} s`;
-  const { requests, tokens, errors } = stats.history;
-  byId("measures").replaceChildren(
-    measure(
-      "requests",
-      "Requests / s",
-      amount(stats.requests_per_second),
-      `${amount(stats.requests_total)} in all · ${amount(errors.reduce((sum, count) => sum + count, 0))} failed lately`,
-      bars(`Requests in each of the last ${requests.length} seconds`, requests, errors),
-      [window, "now"],
-    ),
-    measure(
-      "tokens",
-      "Tokens / s",
-      amount(stats.tokens_per_second),
-      `${amount(stats.tokens_total)} in all`,
-      bars(`Tokens in each of the last ${tokens.length} seconds`, tokens),
-      [window, "now"],
-    ),
-    percentileMeasure("ttft", "First token", past.ttft, stats.ttft_seconds),
-    percentileMeasure("latency", "Whole answer", past.latency, stats.latency_seconds),
-  );
 }
 
 function count(number, one, many) {
@@ -94,12 +34,44 @@ function headline(stats, workers) {
   return words[0].toUpperCase() + words.slice(1);
 }
 
-function draw(stats, workers) {
+/** What an operator must know before any figure. */
+function degraded(stats) {
+  const words = [];
+  if (stats.registry === "lost") words.push("The shared state (Redis) is lost: this controller serves on the last table it knew, and drains cannot be changed.");
+  if (stats.limits === "local") words.push("Limits of keys are not shared: each controller holds them alone.");
+  if (stats.limits === "refusing") words.push("Limits of keys cannot be checked: requests of limited keys are refused.");
+  if (!stats.workers.healthy) words.push(stats.workers.total ? "No worker takes requests: they are answered 503." : "No worker has joined: requests are answered 404 or 503.");
+  const { total, missing } = stats.processes;
+  if (missing.length) words.push(`${missing.length} of ${total} controller processes did not answer (${missing.map((place) => `#${place}`).join(", ")}): the figures are without theirs.`);
+  return words.join(" ");
+}
+
+/** Puts new content in place, and the focus back where a person had it. */
+function replace(id, ...content) {
+  const held = byId(id).contains(document.activeElement) ? document.activeElement.dataset.action : null;
+  byId(id).replaceChildren(...content);
+  if (held) byId(id).querySelector(`[data-action="${CSS.escape(held)}"]`)?.focus();
+}
+
+async function act(worker, action) {
+  try {
+    await changeDrain(worker, action, key.value);
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    showProblem(error);
+    return;
+  }
+  look();
+}
+
+function draw(stats, { workers, lost }) {
   byId("headline").textContent = headline(stats, workers);
-  drawMeasures(stats);
-  byId("workers").replaceChildren(workersTable(workers, stats.time));
-  byId("recent").replaceChildren(recentTable(stats.recent, stats.time));
-  byId("errors").replaceChildren(errorsTable(stats.recent, stats.time));
+  replace("measures", ...measures(stats, POLL));
+  replace("counts", ...counts(stats.counts));
+  replace("workers", workersTable(workers, lost, stats.time, stats.actions ? act : null));
+  replace("errors", errorsTable(stats.errors, stats.time));
+  replace("slowest", requestsTable("Slowest requests", stats.slowest, stats.time, "No request in this time."), legend());
+  replace("recent", requestsTable("Recent requests", stats.recent, stats.time, "No request has ended yet."));
   byId("board").hidden = false;
   heardAt = Date.now();
 }
@@ -127,14 +99,18 @@ async function read(path) {
 
 async function look() {
   clearTimeout(timer);
+  const number = ++looks;
+  const seconds = document.querySelector("#windows input:checked").value;
   try {
-    const [stats, { workers }] = await Promise.all([read("/admin/stats"), read("/admin/workers")]);
-    draw(stats, workers);
+    const [stats, members] = await Promise.all([read(`/admin/stats?window=${seconds}`), read("/admin/workers")]);
+    if (number !== looks) return;
+    draw(stats, members);
     document.body.classList.remove("stale");
     byId("key-panel").hidden = true;
-    notify(stats.registry === "lost" ? "The shared state (Redis) is lost: this controller serves on the last table it knew." : "");
+    notify(degraded(stats));
   } catch (error) {
     if (!(error instanceof Problem) && !(error instanceof SyntaxError) && error.name !== "TimeoutError") throw error;
+    if (number !== looks) return;
     showProblem(error instanceof Problem ? error : new Problem(502, "The controller's figures could not be read."));
   }
   byId("freshness").textContent = heardAt ? `as of ${new Date(heardAt).toLocaleTimeString()}, every ${POLL / 1000} s` : "";
@@ -148,6 +124,10 @@ byId("key-panel").addEventListener("submit", (event) => {
   if (!value) return;
   key.value = value;
   byId("key").value = "";
+  look();
+});
+byId("windows").addEventListener("change", () => {
+  forgetPercentiles();
   look();
 });
 document.addEventListener("visibilitychange", () => document.hidden || look());

@@ -1,13 +1,13 @@
-// The dashboard's tables: workers, recent requests, errors. Each takes what the controller told and gives elements.
+// The dashboard's tables: workers, errors, requests. Each takes what the controller told and gives elements.
 
 import { UNKNOWN, ago, amount, duration, percent } from "./format.js";
 import { element } from "./dom.js";
 import { meter, spans } from "./charts.js";
 
-export const ROWS = 20; // recent requests shown
-const ENDED = { complete: "complete", error: "refused", client_left: "client left", broken: "broken off" };
+const ROWS = 20; // requests shown
+const SHARE_SHOWN = 0.05; // of a request's time: shorter phases are drawn, not written
 
-/** Columns are [heading, class name or ""]; a cell is a node, a text, or null for nothing. */
+/** Columns are [heading, class name, label on phones]; a cell is a node, a text, or null for nothing. */
 function table(label, columns, rows) {
   const head = columns.map(([heading, kind]) => element("th", { scope: "col", class: kind || null }, heading));
   const body = rows.map((cells) =>
@@ -23,11 +23,12 @@ function table(label, columns, rows) {
 }
 
 const empty = (text) => element("p", { class: "empty" }, text);
-const under = (text) => element("span", { class: "under" }, text);
+const under = (...content) => element("span", { class: "under" }, ...content);
 
 function both(text, below) {
   const cell = document.createDocumentFragment();
-  cell.append(text, " ", under(below));
+  cell.append(text);
+  if (below) cell.append(" ", under(below));
   return cell;
 }
 
@@ -35,58 +36,114 @@ function status(kind, text) {
   return element("span", { class: `status ${kind}` }, text);
 }
 
-const STATES = { joining: "good", healthy: "good", slow_start: "good", open: "bad", unhealthy: "bad" };
+/** Long names are cut for the eye and whole for a copy. */
+const identity = (text) => (text ? element("span", { class: "id", title: text }, text) : null);
 
-export function workersTable(workers, now) {
-  if (!workers.length) return empty("No worker has joined yet.");
-  const rows = workers.map((worker) => {
-    const kv = document.createDocumentFragment();
-    kv.append(percent(worker.kv_usage), meter(`KV cache ${percent(worker.kv_usage)} in use`, worker.kv_usage));
-    return [
-      status(STATES[worker.state] ?? "warn", worker.state.replace("_", " ")),
-      both(worker.id, worker.url),
-      both(worker.model, worker.version),
-      both(worker.engine, worker.device),
-      both(`${worker.running} / ${worker.max_running}`, `${worker.waiting} waiting`),
-      kv,
-      ago(Math.max(0, now - worker.heard_at)),
-    ];
-  });
-  const columns = [
-    ["State", "wide"],
-    ["Worker", "wide"],
-    ["Model, version", "wide"],
-    ["Engine, device", ""],
-    ["Running", "", "running"],
-    ["KV cache", "", "KV cache"],
-    ["Heard", "number", "heard"],
-  ];
-  return table("Workers", columns, rows);
+const KINDS = { joining: "good", healthy: "good", slow_start: "good", open: "bad", unhealthy: "bad", lost: "bad", drained: "" };
+const STATES = { slow_start: "slow start", open: "breaker open", half_open: "breaker half open", drained: "drained, safe to stop" };
+
+function stateCell(worker) {
+  const words = [];
+  if (worker.weight < 1) words.push(`weight ${percent(worker.weight)}`);
+  if (worker.breaker !== "closed" && worker.breaker_reason) words.push(worker.breaker_reason.replaceAll("_", " "));
+  if (worker.state === "draining") words.push(`${worker.in_hand ?? worker.in_flight} in hand`);
+  const others = Object.entries(worker.states ?? {}).filter(([state]) => state !== worker.state);
+  for (const [state, count] of others) words.push(`${STATES[state] ?? state} to ${count}`); // controller processes differ
+  return both(status(KINDS[worker.state] ?? "warn", STATES[worker.state] ?? worker.state), words.join(" · "));
 }
 
-const failed = (request) => request.status >= 400 || request.ended === "broken";
+/** `act(worker, action)` is called for a worker that is to drain or undrain; null where nobody may. */
+export function workersTable(workers, lost, now, act) {
+  if (!workers.length && !lost.length) return empty("No worker has joined yet.");
+  const rows = [...workers, ...lost].map((worker) => {
+    const gone = worker.lost_seconds !== undefined;
+    const kv = document.createDocumentFragment();
+    if (!gone) kv.append(percent(worker.kv_usage), meter(`KV cache ${percent(worker.kv_usage)} in use`, worker.kv_usage));
+    const action = worker.draining_since === null ? "drain" : "undrain";
+    const button = element(
+      "button",
+      { type: "button", "data-action": `${action} ${worker.id}`, "aria-label": `${action} ${worker.id}`, onclick: () => act(worker, action) },
+      action === "drain" ? "Drain" : "Undrain",
+    );
+    return [
+      stateCell(worker),
+      both(element("span", {}, worker.id), `${worker.engine} on ${worker.device} · ${worker.url.replace(/^https?:\/\//, "")}`),
+      both(worker.model, worker.version),
+      gone ? UNKNOWN : both(`${worker.running} / ${worker.max_running}`, `${worker.waiting} waiting`),
+      gone ? UNKNOWN : duration(worker.queue_seconds || 0),
+      gone ? UNKNOWN : both(amount(worker.answer_tokens_per_second), `${amount(worker.prompt_tokens_per_second)} in`),
+      gone ? UNKNOWN : kv,
+      gone ? UNKNOWN : both(percent(worker.prefix_hit_rate), `${percent(worker.image_hit_rate)} pictures`),
+      gone ? `lost ${ago(worker.lost_seconds)}` : ago(Math.max(0, now - worker.heard_at)),
+      gone || !act ? null : button,
+    ];
+  });
+  return table(
+    "Workers",
+    [
+      ["State", "wide"],
+      ["Worker", "wide"],
+      ["Model, version", "wide"],
+      ["Running", "nowrap", "running"],
+      ["Queue", "nowrap", "queue"],
+      ["Tokens / s", "nowrap", "tokens / s"],
+      ["KV cache", "", "KV cache"],
+      ["Cache hits", "nowrap", "prefix hits"],
+      ["Heard", "nowrap", "heard"],
+      ["", "wide act"],
+    ],
+    rows,
+  );
+}
+
+export function errorsTable(errors, now) {
+  if (!errors.length) return empty("None in this time.");
+  const rows = errors.map((error) => [
+    status(error.status >= 500 || error.status < 400 ? "bad" : "warn", String(error.status)),
+    element("span", { class: "code" }, error.code),
+    amount(error.count),
+    ago(Math.max(0, now - error.last)),
+    identity(error.request_id),
+  ]);
+  return table(
+    "Errors",
+    [["Status", ""], ["Code", "", "code"], ["Times", "number", "times"], ["Last", "nowrap", "last"], ["Last request", "wide"]],
+    rows,
+  );
+}
 
 function outcome(request) {
   if (request.ended === "broken") return status("bad", "broken off");
+  if (request.ended === "client_left") return status("", "client left");
   if (request.status >= 500) return status("bad", String(request.status));
   if (request.status >= 400) return status("warn", String(request.status));
-  return status(request.ended === "complete" ? "good" : "", ENDED[request.ended] ?? request.ended);
+  return status("good", "complete");
 }
+
+const PHASES = {
+  prepare: "prepared here",
+  lost: "failed attempts",
+  queue: "queued at the worker",
+  prefill: "prefill",
+  worker: "worker, not told apart",
+  decode: "decode",
+  sending: "client taking it",
+};
+const SHORT = { ...PHASES, prepare: "prepare", lost: "lost", queue: "queue", worker: "worker", sending: "sending" };
 
 function timeline(request, longest) {
-  const total = Math.max(request.seconds, 1e-6);
-  const prepare = Math.min(request.prepare_seconds, total);
-  const first = request.first_byte_seconds ? Math.min(request.first_byte_seconds, total) : total;
-  const parts = failed(request)
-    ? [["bad", total]]
-    : [["prepare", prepare], ["first", Math.max(0, first - prepare)], ["stream", total - first]];
-  const words = `prepared in ${duration(prepare)}, first byte at ${duration(request.first_byte_seconds || NaN)}, done at ${duration(total)}`;
-  return spans(words, parts.filter(([, seconds]) => seconds > 0), longest);
+  const parts = Object.entries(request.phases).filter(([, seconds]) => seconds > 0);
+  const whole = Math.max(request.seconds, 1e-6);
+  const words = parts.map(([name, seconds]) => `${PHASES[name]} ${duration(seconds)}`).join(", ");
+  const main = parts.filter(([, seconds]) => seconds / whole >= SHARE_SHOWN).sort((one, other) => other[1] - one[1]);
+  const cell = document.createDocumentFragment();
+  cell.append(spans(words, parts, longest), under(main.slice(0, 3).map(([name, seconds]) => `${SHORT[name]} ${duration(seconds)}`).join(" · ")));
+  return cell;
 }
 
-function legend() {
-  const entry = (name, text) => element("span", {}, spans("", [[name, 1]], 1), text);
-  return element("p", { class: "key" }, entry("prepare", "prepared here"), entry("first", "until the first byte"), entry("stream", "streaming"), entry("bad", "failed"));
+export function legend() {
+  const entries = Object.entries(PHASES).map(([name, text]) => element("span", {}, spans("", [[name, 1]], 1), text));
+  return element("p", { class: "key" }, ...entries);
 }
 
 /** Answers without a usage report have an answer's count only, or none. */
@@ -95,58 +152,39 @@ function tokens({ prompt_tokens: prompt, completion_tokens: completion }) {
   return prompt ? `${amount(prompt)} → ${amount(completion)}` : `→ ${amount(completion)}`;
 }
 
-export function recentTable(requests, now) {
-  if (!requests.length) return empty("No request has ended yet.");
+function moved(request) {
+  const words = [];
+  if (request.retries) words.push(`${request.retries} repeated`);
+  if (request.carried_over) words.push(`carried over ${request.carried_over}×`);
+  return words.join(" · ") || request.error;
+}
+
+export function requestsTable(label, requests, now, none) {
+  if (!requests.length) return empty(none);
   const shown = requests.slice(0, ROWS);
   const longest = Math.max(1e-3, ...shown.map((request) => request.seconds));
   const rows = shown.map((request) => [
-    outcome(request),
-    ago(Math.max(0, now - request.started_at)),
-    both(request.model || UNKNOWN, request.worker || "no worker"),
+    both(outcome(request), moved(request)),
+    both(ago(Math.max(0, now - request.started_at)), identity(request.id)),
+    both(request.model || UNKNOWN, [request.worker || "no worker", request.version].filter(Boolean).join(" · ")),
     request.images ? String(request.images) : UNKNOWN,
     tokens(request),
-    duration(failed(request) ? NaN : request.first_byte_seconds || NaN),
+    duration(request.first_byte_seconds || NaN),
     duration(request.seconds),
     timeline(request, longest),
   ]);
-  const columns = [
-    ["Outcome", ""],
-    ["Began", "nowrap"],
-    ["Model, worker", "wide"],
-    ["Pictures", "number", "pictures"],
-    ["Tokens", "number", "tokens"],
-    ["First byte", "number", "first byte"],
-    ["Total", "number", "total"],
-    ["Time", "wide spans-cell"],
-  ];
-  const cell = document.createDocumentFragment();
-  cell.append(table("Recent requests", columns, rows), legend());
-  return cell;
-}
-
-export function errorsTable(requests, now) {
-  const kinds = new Map();
-  for (const request of requests.filter(failed)) {
-    const code = request.error || (request.ended === "broken" ? "stream_broken" : "error");
-    const name = `${request.status} ${code}`;
-    const kind = kinds.get(name) ?? { status: request.status, code, count: 0, last: 0, id: "" };
-    kind.count += 1;
-    if (request.started_at > kind.last) Object.assign(kind, { last: request.started_at, id: request.id });
-    kinds.set(name, kind);
-  }
-  if (!kinds.size) return empty(requests.length ? `None among the last ${requests.length} requests.` : "None so far.");
-  const rows = [...kinds.values()]
-    .sort((one, other) => other.last - one.last)
-    .map((kind) => [
-      status(kind.status >= 500 || kind.status < 400 ? "bad" : "warn", String(kind.status)),
-      element("span", { class: "code" }, kind.code),
-      amount(kind.count),
-      ago(Math.max(0, now - kind.last)),
-      kind.id,
-    ]);
   return table(
-    "Errors",
-    [["Status", ""], ["Code", ""], ["Times", "number", "times"], ["Last", "nowrap", "last"], ["Request", "wide", "request"]],
+    label,
+    [
+      ["Outcome", ""],
+      ["Began, request", ""],
+      ["Model, worker, version", "wide"],
+      ["Pictures", "number", "pictures"],
+      ["Tokens", "number", "tokens"],
+      ["First byte", "number", "first byte"],
+      ["Total", "number", "total"],
+      ["Where its time went", "wide spans-cell"],
+    ],
     rows,
   );
 }

@@ -1,4 +1,4 @@
-"""A real controller, a real worker on a tiny random checkpoint, and headless Chromium in front of them.
+"""Headless Chromium in front of a real controller and real workers on a tiny random checkpoint.
 
 Screenshots go to pytest's temporary folder; `TEPHRA_SCREENSHOTS=folder` keeps them. Every page that a test opens is
 watched: an unexpected line on the browser's error console fails the test, a breach of the content policy included, and
@@ -11,26 +11,19 @@ import asyncio
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
-from model.tiny import make_tiny_checkpoint
+if TYPE_CHECKING:
+    from tests.conftest import RunningSystem, System
 
-ROOT = Path(__file__).parents[3]
-START_SECONDS = 60
-STOP_SECONDS = 10
+ADMIN_KEY = "operator"
 CHROMIUM_FLAGS = (
     "--no-sandbox",  # CI runs as root in a container
     "--disable-gpu",
@@ -42,97 +35,17 @@ CHROMIUM_FLAGS = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Server:
-    """A process of ours that listens."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def _get(url: str) -> int:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
-
-
-@contextmanager
-def serving(module: str, path: str, log: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    """Runs `python -m module` until `path` answers 200."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), *arguments]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TEPHRA_")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=output, env=inherited | {"OMP_NUM_THREADS": "1"} | environment
-        )
-        server = Server(url, process)
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while _get(url + path) != 200:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"{module} did not start:\n{log.read_text()[-4000:]}")
-                time.sleep(0.1)
-            yield server
-        finally:
-            server.stop()
-
-
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a controller with one worker behind it."""
-    folder = tmp_path_factory.mktemp("system")
-    checkpoint = make_tiny_checkpoint(folder / "tiny-llava")
-    secret = {"TEPHRA_WORKER_SECRET": "browser-tests"}
-    with (
-        serving("server", "/health/live", folder / "controller.log", **secret) as controller,
-        serving(
-            "worker",
-            "/health/live",
-            folder / "worker.log",
-            "--model",
-            str(checkpoint),
-            "--dtype",
-            "float32",  # in which the random model talks on wherever the tests run
-            "--controller",
-            controller.url,
-            **secret,
-        ),
-    ):
-        deadline = time.monotonic() + START_SECONDS
-        while _get(controller.url + "/health/ready") != 200:
-            if time.monotonic() > deadline:
-                pytest.fail("the worker did not join:\n" + (folder / "worker.log").read_text()[-4000:])
-            time.sleep(0.1)
-        yield controller.url
+def whole_system(running_system: RunningSystem) -> Iterator[System]:
+    """A controller with two workers behind it, open to clients; its operators have a key."""
+    with running_system({"api_keys": "", "admin_key": ADMIN_KEY, "slow_start_seconds": 1}, {}) as system:
+        yield system
 
 
 @pytest.fixture
-def lone_controller(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts controllers without any worker; takes their environment."""
-    with ExitStack() as stack:
-        yield lambda **environment: stack.enter_context(
-            serving("server", "/health/live", tmp_path / "controller.log", **environment)
-        )
+def system(whole_system: System) -> str:
+    """Its address."""
+    return whole_system.url
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -162,8 +75,9 @@ class Visit:
         if not url.startswith((home.removesuffix("/dashboard") + "/", "data:", "blob:")):
             self.errors.append(f"a request left for {url}")
 
-    async def shoot(self, name: str) -> None:
-        await self.page.screenshot(path=self.folder / f"{name}.png", animations="disabled")
+    async def shoot(self, name: str, *, whole: bool = False) -> None:
+        """`whole`: also what lies below the window."""
+        await self.page.screenshot(path=self.folder / f"{name}.png", animations="disabled", full_page=whole)
 
     @property
     def unexpected(self) -> list[str]:

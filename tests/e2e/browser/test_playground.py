@@ -18,7 +18,8 @@ from PIL import Image
 from playwright.async_api import Page, expect
 
 if TYPE_CHECKING:
-    from tests.e2e.browser.conftest import Server, Visitor
+    from tests.conftest import Process
+    from tests.e2e.browser.conftest import Visitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -320,9 +321,9 @@ async def test_the_last_request_can_be_taken_along_as_python_and_as_curl(
 
 
 async def test_a_missing_key_is_asked_for_kept_in_the_tab_only_and_used(
-    lone_controller: Callable[..., Server], visit: Visitor
+    lone_controller: Callable[..., Process], visit: Visitor
 ) -> None:
-    visitor = await visit(lone_controller(TEPHRA_API_KEYS="right-key").url)
+    visitor = await visit(lone_controller(api_keys="right-key").url)
     visitor.expected = [r"status of 401"]
     page = visitor.page
     await expect(page.locator("#notice")).to_have_text("This server asks for an API key.")
