@@ -176,7 +176,9 @@ class System:
         """JSON, or the status of an error. As an operator, where there is an admin key."""
         headers = {"Authorization": f"Bearer {self.admin_key}"} if self.admin_key else {}
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=30) as response:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.url + path, headers=headers), timeout=30
+            ) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             return error.code
