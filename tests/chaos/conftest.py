@@ -63,6 +63,7 @@ class Caller:
         self._system = system
         self._pictures = pictures
         self._asked = 0
+        self.pictured = True
 
     def outcome(self) -> Outcome:
         self._asked += 1
@@ -71,10 +72,12 @@ class Caller:
     async def ask(self, number: int, *, stream: bool, tokens: int = 40, outcome: Outcome | None = None) -> Outcome:
         """Greedy, so that the same question has the same answer everywhere."""
         outcome = outcome or self.outcome()
-        text = {"type": "text", "text": f"what is it, number {number}?"}
+        content: Any = [{"type": "text", "text": f"what is it, number {number}?"}]
+        if self.pictured:
+            content.insert(0, self._pictures.part(number))
         fields: dict[str, Any] = {
             "model": self._system.model,
-            "messages": [{"role": "user", "content": [self._pictures.part(number), text]}],
+            "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": tokens,
             "extra_body": {"ignore_eos": True},
