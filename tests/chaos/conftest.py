@@ -63,7 +63,6 @@ class Caller:
         self._system = system
         self._pictures = pictures
         self._asked = 0
-        self.pictured = True
 
     def outcome(self) -> Outcome:
         self._asked += 1
@@ -72,12 +71,10 @@ class Caller:
     async def ask(self, number: int, *, stream: bool, tokens: int = 40, outcome: Outcome | None = None) -> Outcome:
         """Greedy, so that the same question has the same answer everywhere."""
         outcome = outcome or self.outcome()
-        content: Any = [{"type": "text", "text": f"what is it, number {number}?"}]
-        if self.pictured:
-            content.insert(0, self._pictures.part(number))
+        text = {"type": "text", "text": f"what is it, number {number}?"}
         fields: dict[str, Any] = {
             "model": self._system.model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [{"role": "user", "content": [self._pictures.part(number), text]}],
             "temperature": 0,
             "max_tokens": tokens,
             "extra_body": {"ignore_eos": True},

@@ -54,8 +54,6 @@ async def start_streams(caller: Any, count: int, tokens: int = ENDLESS) -> tuple
 async def test_when_a_worker_is_killed_under_load_no_client_notices(
     caller: Any, system: Any, eventually: Callable[..., Any]
 ) -> None:
-    # In words alone: where pictures lie at the worker that is left, later requests would be drawn to it.
-    caller.pictured = False
     long, streaming = await start_streams(caller, 4, LONGER)
     asked = [(number, number % 2 == 0) for number in range(16)]
     asking = [asyncio.create_task(caller.ask(number, stream=stream, tokens=LONG)) for number, stream in asked]
