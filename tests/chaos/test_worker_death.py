@@ -150,8 +150,8 @@ async def test_requests_at_a_worker_that_hangs_are_answered_elsewhere(
     await asyncio.gather(*streaming)
     recent = system.recent()
     assert not any(outcome.error for outcome in long)
-    assert sum(recent[outcome.id]["carried_over"] for outcome in long) >= 1
-    assert {recent[outcome.id]["worker"] for outcome in long} == {"west"}
+    carried = [recent[outcome.id] for outcome in long if recent[outcome.id]["carried_over"]]
+    assert {record["worker"] for record in carried} == {"west"}  # others may have ended before the signal
 
     system.workers["east"].signal(signal.SIGCONT)
     await asyncio.to_thread(system.wait_whole)
