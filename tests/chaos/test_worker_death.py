@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -32,9 +33,11 @@ async def begun(*outcomes: Any) -> None:
 async def spread(caller: Any, system: Any, among: set[str]) -> None:
     """Sees these workers, and no others, take new requests. Routing goes by loads that are a heartbeat old."""
     seen: set[str] = set()
+    numbers = itertools.count()  # other pictures each time: the same ones would go where they went before
     async with asyncio.timeout(300):
         while seen != among:
-            outcomes = await asyncio.gather(*(caller.ask(number, stream=False, tokens=4) for number in range(6)))
+            some = itertools.islice(numbers, 6)
+            outcomes = await asyncio.gather(*(caller.ask(number, stream=False, tokens=4) for number in some))
             recent = system.recent()
             seen |= {recent[outcome.id]["worker"] for outcome in outcomes}
             assert seen <= among
