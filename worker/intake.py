@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from model.cpu.kernels import team
 from model.errors import ImageError, PromptError
 from model.geometry import ImageLayout
 from model.image_file import MAX_PIXELS, decode_rgb, image_digest, read_header
 from model.images import ImagePreprocessor, PreparedImage
-from model.kernels import team
 from model.prompts import ChatMessage, ImagePart, Prompter, TextPart, ToolCard
 from model.prompts.tools import ToolFormat
 from server.media.data_url import decode_data_url, is_data_url

@@ -16,12 +16,12 @@ from msgspec import structs
 
 from model.checkpoint import load_checkpoint
 from model.config import LlavaConfig
+from model.cpu.fused import can_fuse, fuse
+from model.cpu.int8 import to_int8
+from model.cpu.invariant import can_be_invariant, make_invariant
+from model.cpu.kernels import team
 from model.errors import ModelError
-from model.fused import can_fuse, fuse
 from model.images import ImagePreprocessor
-from model.int8 import to_int8
-from model.invariant import can_be_invariant, make_invariant
-from model.kernels import team
 from model.prompts import Prompter
 from model.prompts.templates import TEMPLATES, compare_templates, family_template, find_template
 from server.media.fetch import ImageFetcher

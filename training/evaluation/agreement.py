@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from model.attention import SegmentAttention
 from model.checkpoint import load_checkpoint
-from model.int8 import to_int8
+from model.cpu.int8 import to_int8
 from model.llava import LlavaModel
 from training.data.batches import Batch, ExampleSet, collate
 from training.data.conversations import Conversation

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from model.attention import Attention
-from model.kernels import lanes, team
-from model.kernels.attention import attend_paged, store_paged
-from model.kernels.dense import Plan, attend_some, padded
-from model.kernels.wide_attention import Span, Tiles, attend_tiles
+from model.cpu.kernels import lanes, team
+from model.cpu.kernels.attention import attend_paged, store_paged
+from model.cpu.kernels.dense import Plan, attend_some, padded
+from model.cpu.kernels.wide_attention import Span, Tiles, attend_tiles
 from worker.engine.paged_attention import KvCache, PagedAttention
 from worker.engine.scheduler import Chunk
 

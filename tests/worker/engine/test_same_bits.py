@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.checkpoint import load_checkpoint
-from model.invariant import make_invariant
+from model.cpu.invariant import make_invariant
 from model.llava import LlavaModel
 from model.tiny import make_tiny_checkpoint
 from worker.engine.protocol import EngineRequest

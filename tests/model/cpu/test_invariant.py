@@ -9,8 +9,8 @@ import torch
 
 from model.attention import SegmentAttention
 from model.checkpoint import load_checkpoint
+from model.cpu.invariant import can_be_invariant, make_invariant
 from model.generations import GENERATIONS
-from model.invariant import can_be_invariant, make_invariant
 from model.llava import LlavaModel
 from model.tiny import make_tiny_checkpoint
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numba import carray
 
-from model.kernels.attention import softmax
-from model.kernels.lanes import LANES, ROWS, weigh
-from model.kernels.products import multiply
-from model.kernels.team import address, compiled, every, kernel
+from model.cpu.kernels.attention import softmax
+from model.cpu.kernels.lanes import LANES, ROWS, weigh
+from model.cpu.kernels.products import multiply
+from model.cpu.kernels.team import address, compiled, every, kernel
 
 _TOGETHER = 48  # rows of scores that are made at once, one for each token and head of a group
 _VECTORS = 4

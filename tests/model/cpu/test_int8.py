@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from model.attention import SegmentAttention
 from model.checkpoint import load_checkpoint
+from model.cpu.int8 import check_int8, quantize_weight, to_int8
 from model.errors import ModelError
 from model.generations import GENERATIONS
-from model.int8 import check_int8, quantize_weight, to_int8
 from model.llava import LlavaModel
 from model.tiny import make_tiny_checkpoint
 

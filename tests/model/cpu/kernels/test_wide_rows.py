@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from model.activations import activation
-from model.kernels.rows import ACTIVATIONS
-from model.kernels.wide_rows import activate, rms_norm, turns
+from model.cpu.kernels.rows import ACTIVATIONS
+from model.cpu.kernels.wide_rows import activate, rms_norm, turns
 from model.language_model import RmsNorm
 
 ROWS, WIDTH = 67, 149  # no multiple of any vector's length

@@ -1,10 +1,11 @@
 """A loaded model in int8: weights once, activations token by token, products exact in int32.
 
 Every matrix product of vision tower, connector, decoder and head is replaced; embeddings, the patch convolution and
-attention stay bfloat16. Weights are scaled by output channel, activations by token, both symmetric and by their largest
-value; in the decoder, channels are evened out first (`model.smoothing`). The head, where a small error changes a word,
-takes each activation as two int8 numbers, which costs nothing where memory is what a product waits for. Since products
-are exact, a token's result does not depend on what it is computed beside. CPU alone: on a GPU other engines do better.
+attention stay bfloat16. Weights are scaled by output channel, activations by token, both symmetric and by their
+largest value; in the decoder, channels are evened out first (`model.cpu.smoothing`). The head, where a small error
+changes a word, takes each activation as two int8 numbers, which costs nothing where memory is what a product waits
+for. Since products are exact, a token's result does not depend on what it is computed beside. CPU alone: on a GPU
+other engines do better.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch import nn
 from model.attention import Attention
 from model.config import TextConfig, VisionConfig
 from model.connector import Connector
+from model.cpu.kernels import rows, team
+from model.cpu.kernels.dense import attend_all, padded, side_by_side
+from model.cpu.kernels.rows import Product, Quantized
+from model.cpu.smoothing import LayerFactors, smoothing_factors
 from model.errors import ModelError
-from model.kernels import rows, team
-from model.kernels.dense import attend_all, padded, side_by_side
-from model.kernels.rows import Product, Quantized
 from model.language_model import DecoderLayer
 from model.llava import LlavaModel
 from model.rope import HalfRope
-from model.smoothing import LayerFactors, smoothing_factors
 from model.vision_tower import VisionLayer
 
 _LIMIT = 127.0

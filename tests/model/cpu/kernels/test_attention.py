@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.kernels.attention import attend_paged
+from model.cpu.kernels.attention import attend_paged
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(14, 2, 64), (4, 4, 128), (6, 1, 24)])

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import int8
 from model.attention import SegmentAttention
 from model.checkpoint import load_checkpoint
+from model.cpu import int8
+from model.cpu.smoothing import LayerFactors, smoothing_factors
 from model.llava import LlavaModel
-from model.smoothing import LayerFactors, smoothing_factors
 from model.tiny import make_tiny_checkpoint
 
 LOUD = (3, 17)  # channels

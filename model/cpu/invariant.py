@@ -2,7 +2,7 @@
 
 Matrix libraries and torch's vectors choose by the shape of a whole batch how a row's sums are made; then the same
 request says one thing alone and may say another in company. Here decoder and head are given products, norms, activation
-functions and angles that make each row from itself alone (`model.kernels.products`, `wide_rows`). Attention is the
+functions and angles that make each row from itself alone (`model.cpu.kernels.products`, `wide_rows`). Attention is the
 caller's: `worker.engine.cpu_attention` has one that keeps the promise. The vision tower and the connector stay torch's:
 who runs their tiles one at a time always gives them the same shape.
 
@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from model.kernels import lanes, team
-from model.kernels.products import linear
-from model.kernels.wide_rows import activate, rms_norm, turns
+from model.cpu.kernels import lanes, team
+from model.cpu.kernels.products import linear
+from model.cpu.kernels.wide_rows import activate, rms_norm, turns
 from model.language_model import DecoderLayer, RmsNorm
 from model.llava import LlavaModel
 from model.rope import Rope

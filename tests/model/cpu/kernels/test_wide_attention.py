@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.kernels.wide_attention import Span, Tiles, attend_tiles
+from model.cpu.kernels.wide_attention import Span, Tiles, attend_tiles
 
 LENGTH = 150
 WINDOWS = [None, 1, 20, 400]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numba import carray
 
-from model.kernels.numbers import exp, narrow, ordered_back, ordered_wide, wide
-from model.kernels.team import address, compiled, every, kernel, share
+from model.cpu.kernels.numbers import exp, narrow, ordered_back, ordered_wide, wide
+from model.cpu.kernels.team import address, compiled, every, kernel, share
 
 _ZERO = np.float32(0.0)
 

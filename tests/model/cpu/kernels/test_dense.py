@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.kernels import dense
-from model.kernels.dense import Plan, attend_all, attend_some, padded, side_by_side
+from model.cpu.kernels import dense
+from model.cpu.kernels.dense import Plan, attend_all, attend_some, padded, side_by_side
 
 
 def noise(*shape: int) -> torch.Tensor:

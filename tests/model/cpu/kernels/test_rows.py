@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from model.activations import activation
-from model.int8 import quantize_weight
-from model.kernels import rows
-from model.kernels.rows import Product, Quantized
+from model.cpu.int8 import quantize_weight
+from model.cpu.kernels import rows
+from model.cpu.kernels.rows import Product, Quantized
 from model.rope import rotate
 
 ROWS, WIDTH, COLUMNS = 37, 128, 192  # not a multiple of the vectors' lengths, nor of the threads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.kernels.team import inlined
+from model.cpu.kernels.team import inlined
 
 _LOG2E = np.float32(1.4426950408889634)
 _LOW, _HIGH = np.float32(-126.0), np.float32(126.0)

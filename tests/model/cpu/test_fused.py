@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from model.attention import SegmentAttention
 from model.checkpoint import load_checkpoint
-from model.fused import can_fuse, fuse
+from model.cpu.fused import can_fuse, fuse
 from model.generations import GENERATIONS
 from model.llava import LlavaModel
 from model.tiny import make_tiny_checkpoint

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numba import carray
 
-from model.kernels.numbers import exp, narrow, ordered, wide
-from model.kernels.team import address, compiled, kernel, share
+from model.cpu.kernels.numbers import exp, narrow, ordered, wide
+from model.cpu.kernels.team import address, compiled, kernel, share
 
 PAD = 16  # products are quicker where the number of keys is a multiple of it
 _SCORES = 6 * 2**20  # that are held at once

@@ -12,8 +12,8 @@ from torch import nn
 from model.attention import Attention
 from model.config import TextConfig, VisionConfig
 from model.connector import Connector
-from model.kernels import rows, team
-from model.kernels.dense import attend_all, padded, side_by_side
+from model.cpu.kernels import rows, team
+from model.cpu.kernels.dense import attend_all, padded, side_by_side
 from model.language_model import DecoderLayer
 from model.llava import LlavaModel
 from model.rope import HalfRope

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numba import carray
 
-from model.kernels.lanes import COLUMNS, ROWS, dots
-from model.kernels.team import address, compiled, kernel, share
+from model.cpu.kernels.lanes import COLUMNS, ROWS, dots
+from model.cpu.kernels.team import address, compiled, kernel, share
 
 _DEPTH = 1024  # numbers of a row at a time, which stay in the cache; part of the result
 _BAND = 96  # rows at a time, likewise; not part of it

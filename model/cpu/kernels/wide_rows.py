@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numba import carray
 
-from model.kernels.rows import activate_row, activation_number, norm_row
-from model.kernels.team import address, kernel, share
+from model.cpu.kernels.rows import activate_row, activation_number, norm_row
+from model.cpu.kernels.team import address, kernel, share
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numba import carray
 
-from model.kernels.numbers import gelu, gelu_tanh, narrow, sigmoid, wide
-from model.kernels.team import address, compiled, kernel, share
+from model.cpu.kernels.numbers import gelu, gelu_tanh, narrow, sigmoid, wide
+from model.cpu.kernels.team import address, compiled, kernel, share
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "quick_gelu", "relu")
 _ALIASES = {"gelu_new": "gelu_pytorch_tanh"}

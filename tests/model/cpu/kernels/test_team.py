@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from model.kernels import team
+from model.cpu.kernels import team
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 # Of Numba's places only the named folder is left, so that it holds for root too, whom no permission stops.
 NOWHERE = {
     "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
@@ -26,7 +26,7 @@ try:
     njit(cache=True)(lambda: 0)
 except RuntimeError:
     print("numba finds no folder")
-from model.kernels.rows import quantize
+from model.cpu.kernels.rows import quantize
 print(quantize(torch.ones(2, 32, dtype=torch.bfloat16)).values.sum().item())
 """
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.kernels.products import linear
+from model.cpu.kernels.products import linear
 
 SHAPES = [(896, 256), (64, 320), (31, 33), (1, 5), (1030, 7), (2100, 12)]
 
