@@ -404,3 +404,23 @@ def answer_as_documented() -> Callable[[Any], Any]:
         return web.Response(text=text, content_type="text/event-stream")
 
     return answer
+
+
+@pytest.fixture(scope="session")
+def check_documented() -> Callable[[Mapping[str, Any], Mapping[str, Any], Any], None]:
+    """Holds a value against a schema of the OpenAPI document, in which every field of it must stand."""
+    import jsonschema
+
+    def closed(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [closed(one) for one in schema]
+        if not isinstance(schema, dict):
+            return schema
+        inner = {name: closed(one) for name, one in schema.items()}
+        return inner if "properties" not in schema else {"additionalProperties": False, **inner}
+
+    def check(document: Mapping[str, Any], schema: Mapping[str, Any], value: Any) -> None:
+        whole = closed({**schema, "components": {"schemas": document["components"]["schemas"]}})
+        jsonschema.Draft202012Validator(whole).validate(value)
+
+    return check

@@ -49,10 +49,6 @@ def leaves(routes: Any) -> Iterator[Any]:
         yield from [route] if included is None else leaves(included.routes)
 
 
-def check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
-    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(value)
-
-
 async def test_every_route_is_in_the_document(client, document):
     front: Any = create_app(client.controller)
     served = set()
@@ -120,7 +116,7 @@ async def test_the_docs_show_every_route(document):
     assert [f"{method} {path}" for method, path, _ in operations(document) if f"`{method} {path}`" not in docs] == []
 
 
-async def test_examples_work_as_they_stand(client, document, start_worker, answer_as_documented):
+async def test_examples_work_as_they_stand(client, document, start_worker, answer_as_documented, check_documented):
     worker = await start_worker("worker-1", client)
     worker.handler = answer_as_documented
     sent = 0
@@ -143,13 +139,13 @@ async def test_examples_work_as_they_stand(client, document, start_worker, answe
                     continue
                 content = described["content"]
                 if answer.content_type == "application/json":
-                    check(document, content["application/json"]["schema"], await answer.json())
+                    check_documented(document, content["application/json"]["schema"], await answer.json())
                 elif answer.content_type == "text/event-stream":
                     *chunks, done = [event.removeprefix("data: ") for event in text.split("\n\n")[:-1]]
                     end, piece = content["text/event-stream"]["schema"]["properties"]["data"]["anyOf"]
                     assert chunks and done == end["const"]
                     for chunk in chunks:
-                        check(document, piece["contentSchema"], json.loads(chunk))
+                        check_documented(document, piece["contentSchema"], json.loads(chunk))
                 else:
                     assert answer.content_type in content or "*/*" in content, (path, answer.content_type)
     assert sent > 30
@@ -169,24 +165,46 @@ async def test_methods_that_are_not_in_the_document_are_refused_with_those_that_
                 assert set(answer.headers["Allow"].split(", ")) - {"HEAD"} == declared, (method, path)
 
 
-async def test_examples_of_answers_are_of_the_shapes_that_stand_beside_them(document):
+async def test_examples_of_answers_are_of_the_shapes_that_stand_beside_them(document, check_documented):
     checked = 0
     for _, _, operation in operations(document):
         for response in operation["responses"].values():
             for content in response.get("content", {}).values():
                 if "example" in content:
-                    check(document, content["schema"], content["example"])
+                    check_documented(document, content["schema"], content["example"])
                     checked += 1
     assert checked >= 6
 
 
-async def test_what_admin_tells_is_of_the_documented_shapes(client, document, start_worker):
+async def test_all_that_admin_tells_is_in_the_document(client, document, start_worker, check_documented):
     await start_worker("worker-1", client)
     lost = await start_worker("worker-2", client)
     await lost.leave()
     await client.chat(headers={"Authorization": f"Bearer {KEYS['ApiKey']}"})
-    for path, shape in (("/admin/workers", "Workers"), ("/admin/stats", "Statistics")):
-        status, told = await client.get(path, {"Authorization": f"Bearer {KEYS['AdminKey']}"})
+    await client.chat(model="nobody", headers={"Authorization": f"Bearer {KEYS['ApiKey']}"})
+    told = {}
+    for path, shape in (("workers", "Workers"), ("stats?window=900", "Statistics")):
+        status, told[shape] = await client.get(f"/admin/{path}", {"Authorization": f"Bearer {KEYS['AdminKey']}"})
         assert status == 200
-        check(document, {"$ref": f"#/components/schemas/{shape}"}, told)
-    assert told["recent"]
+        check_documented(document, {"$ref": f"#/components/schemas/{shape}"}, told[shape])
+    assert told["Workers"]["workers"]
+    assert all(told["Statistics"][name] for name in ("recent", "slowest", "errors"))
+
+
+async def test_a_window_that_is_not_kept_is_refused_as_the_document_says(client, document):
+    stats = document["paths"]["/admin/stats"]["get"]
+    (window,) = [parameter for parameter in stats["parameters"] if parameter.get("in") == "query"]
+    assert not window["required"]
+    for asked in (61, "soon"):
+        headers = {"Authorization": f"Bearer {KEYS['AdminKey']}"}
+        status, body = await client.get(f"/admin/stats?{window['name']}={asked}", headers)
+        assert status == 400
+        assert body["error"]["code"] in stats["responses"]["400"]["x-error-codes"]
+        assert body["error"]["param"] == window["name"]
+
+
+def test_a_field_that_the_document_does_not_have_is_found(document, check_documented):
+    shape = {"$ref": "#/components/schemas/WorkerCount"}
+    check_documented(document, shape, {"total": 1, "healthy": 1})
+    with pytest.raises(jsonschema.ValidationError, match="more"):
+        check_documented(document, shape, {"total": 1, "healthy": 1, "more": 1})

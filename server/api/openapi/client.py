@@ -7,7 +7,7 @@ from server.api.image_tokens import ImageTokensRequest, ImageTokensResponse
 from server.api.models import Model, ModelList
 from server.api.openapi import examples, refusals
 from server.api.openapi.headers import LIMIT_HEADERS
-from server.api.openapi.operation import Answer, Operation, PathParameter
+from server.api.openapi.operation import TEXT, Answer, Example, Operation, Parameter
 from server.api.wishes import SESSION, VERSION
 from server.protocol.call_headers import TIMEOUT
 from server.protocol.openai import (
@@ -23,118 +23,123 @@ from server.protocol.openai import (
 )
 
 _MODEL = (*refusals.CLIENT_KEY, *refusals.MODEL_OF_KEY, *refusals.NO_MODEL)
-_CALL = (*_MODEL, *refusals.BODY, *refusals.ADMISSION)
-_GENERATION = (*_CALL, *refusals.WORKERS, *refusals.CONTEXT, *refusals.ANSWERS, *refusals.STREAMS)
-_CALL_HEADERS = (TIMEOUT, VERSION, SESSION)
+_ANY_CALL = (*_MODEL, *refusals.BODY, *refusals.ADMISSION)
+_GENERATION = (*_ANY_CALL, *refusals.WORKERS, *refusals.CONTEXT, *refusals.ANSWERS, *refusals.STREAMS)
 
 _STREAMED = "The answer; with `stream` true, its pieces as server-sent events."
 _TOKENIZE = "Nothing is generated: of a key's limits it takes a request and the pictures, no tokens. "
 _TOKENS = TokenizeResponse(count=5, max_model_len=2048, tokens=[1, 15043, 29892, 3186, 29991], image_tokens=0)
 
 
-def _tokenizing(path: str) -> Operation:
+def _call(
+    path: str,
+    tag: str,
+    summary: str,
+    answer: Answer,
+    refused: tuple[refusals.Refusal, ...],
+    body: type,
+    examples: tuple[Example, ...],
+    words: str,
+    *,
+    versioned: bool = True,
+) -> Operation:
     return Operation(
         "POST",
         path,
+        tag,
+        summary,
+        (answer,),
+        refused,
+        key="client",
+        words=words,
+        body=body,
+        examples=examples,
+        asked_headers=(TIMEOUT, VERSION, SESSION),
+        told_headers=LIMIT_HEADERS,
+        versioned=versioned,
+    )
+
+
+def _tokenizing(path: str) -> Operation:
+    return _call(
+        path,
         "Tokens",
         "The tokens of a prompt or conversation",
-        (Answer("As the model would see them.", TokenizeResponse, example=_TOKENS.model_dump()),),
-        (*_CALL, *refusals.WORKERS, *refusals.PICTURES, *refusals.CONTEXT, refusals.NO_TOOLS),
-        key="client",
-        words=_TOKENIZE + "A prompt beyond the context has a length like any other.",
-        body=TokenizeRequest,
-        examples=examples.TOKENIZE,
-        asked_headers=_CALL_HEADERS,
-        told_headers=LIMIT_HEADERS,
-        versioned=True,
+        Answer("As the model would see them.", TokenizeResponse, example=_TOKENS.model_dump()),
+        (*_ANY_CALL, *refusals.WORKERS, *refusals.PICTURES, *refusals.CONTEXT, refusals.NO_TOOLS),
+        TokenizeRequest,
+        examples.TOKENIZE,
+        _TOKENIZE + "A prompt beyond the context has a length like any other.",
     )
 
 
 def _detokenizing(path: str) -> Operation:
-    return Operation(
-        "POST",
+    return _call(
         path,
         "Tokens",
         "The text of tokens",
-        (Answer("Their text.", DetokenizeResponse, example={"prompt": "Hello, world!"}),),
-        (*_CALL, *refusals.WORKERS),
-        key="client",
-        words=_TOKENIZE,
-        body=DetokenizeRequest,
-        examples=examples.DETOKENIZE,
-        asked_headers=_CALL_HEADERS,
-        told_headers=LIMIT_HEADERS,
-        versioned=True,
+        Answer("Their text.", DetokenizeResponse, example={"prompt": "Hello, world!"}),
+        (*_ANY_CALL, *refusals.WORKERS),
+        DetokenizeRequest,
+        examples.DETOKENIZE,
+        _TOKENIZE,
     )
 
 
+def _models(
+    path: str, summary: str, answer: Answer, refused: tuple[refusals.Refusal, ...], *parts: Parameter
+) -> Operation:
+    return Operation("GET", path, "Models", summary, (answer,), refused, key="client", parameters=parts)
+
+
 OPERATIONS: tuple[Operation, ...] = (
-    Operation(
-        "POST",
+    _call(
         "/v1/chat/completions",
         "Generation",
         "Answer a conversation, with pictures",
-        (Answer(_STREAMED, ChatCompletion, chunk=ChatCompletionChunk, example=examples.CHAT_ANSWER),),
+        Answer(_STREAMED, ChatCompletion, chunk=ChatCompletionChunk, example=examples.CHAT_ANSWER),
         (*_GENERATION, *refusals.PICTURES),
-        key="client",
-        words="OpenAI's chat completions and vLLM's further fields. Fields that are neither are ignored; those that "
-        "would change the answer and are not supported are refused by name.",
-        body=ChatCompletionRequest,
-        examples=examples.CHAT,
-        asked_headers=_CALL_HEADERS,
-        told_headers=LIMIT_HEADERS,
-        versioned=True,
+        ChatCompletionRequest,
+        examples.CHAT,
+        "OpenAI's chat completions and vLLM's further fields. Fields that are neither are ignored; those that would "
+        "change the answer and are not supported are refused by name.",
     ),
-    Operation(
-        "POST",
+    _call(
         "/v1/completions",
         "Generation",
         "Continue a text",
-        (Answer(_STREAMED, Completion, chunk=Completion, example=examples.TEXT_ANSWER),),
+        Answer(_STREAMED, Completion, chunk=Completion, example=examples.TEXT_ANSWER),
         _GENERATION,
-        key="client",
-        words="OpenAI's completions: the prompt as it stands, without a chat template and without pictures.",
-        body=CompletionRequest,
-        examples=examples.TEXT,
-        asked_headers=_CALL_HEADERS,
-        told_headers=LIMIT_HEADERS,
-        versioned=True,
+        CompletionRequest,
+        examples.TEXT,
+        "OpenAI's completions: the prompt as it stands, without a chat template and without pictures.",
     ),
     _tokenizing("/v1/tokenize"),
     _detokenizing("/v1/detokenize"),
     _tokenizing("/tokenize"),
     _detokenizing("/detokenize"),
-    Operation(
-        "POST",
+    _call(
         IMAGE_TOKENS,
         "Tokens",
         "What pictures will cost in tokens",
-        (Answer("Exactly as every worker counts, from sizes alone; no worker is asked.", ImageTokensResponse),),
-        (*_CALL, *refusals.PICTURES),
-        key="client",
-        words="Pictures may be described by their sizes, or sent: then their headers are read as in a chat.",
-        body=ImageTokensRequest,
-        examples=examples.IMAGE_TOKENS,
-        asked_headers=_CALL_HEADERS,
-        told_headers=LIMIT_HEADERS,
+        Answer("Exactly as every worker counts, from sizes alone; no worker is asked.", ImageTokensResponse),
+        (*_ANY_CALL, *refusals.PICTURES),
+        ImageTokensRequest,
+        examples.IMAGE_TOKENS,
+        "Pictures may be described by their sizes, or sent: then their headers are read as in a chat.",
+        versioned=False,
     ),
-    Operation(
-        "GET",
+    _models(
         "/v1/models",
-        "Models",
         "List models",
-        (Answer("Those that are served and that the key may use.", ModelList),),
+        Answer("Those that are served and that the key may use.", ModelList),
         refusals.CLIENT_KEY,
-        key="client",
     ),
-    Operation(
-        "GET",
+    _models(
         "/v1/models/{model}",
-        "Models",
         "Describe one model",
-        (Answer("What it is and what it can do.", Model),),
+        Answer("What it is and what it can do.", Model),
         _MODEL,
-        key="client",
-        path_parameters=(PathParameter("model", "As GET /v1/models lists it; may hold slashes.", "demo"),),
+        Parameter("model", "As GET /v1/models lists it; may hold slashes.", TEXT, "demo"),
     ),
 )

@@ -37,10 +37,27 @@ class Example:
 
 
 @dataclass(frozen=True)
-class PathParameter:
+class Parameter:
+    """Of the path, where it is needed, or of the query, where it may be left out."""
+
     name: str
     words: str
-    example: str
+    schema: Json
+    example: str | int
+    place: Literal["path", "query"] = "path"
+
+    def render(self) -> Json:
+        return {
+            "name": self.name,
+            "in": self.place,
+            "required": self.place == "path",
+            "description": self.words,
+            "schema": self.schema,
+            "example": self.example,
+        }
+
+
+TEXT: Json = {"type": "string", "minLength": 1}
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ class Operation:
     words: str = ""
     body: type | None = None
     examples: tuple[Example, ...] = ()
-    path_parameters: tuple[PathParameter, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
     asked_headers: tuple[str, ...] = ()
     told_headers: tuple[str, ...] = ()  # of every answer, refusals included
     versioned: bool = False  # whether a worker's answer names the version that it was computed on
@@ -89,7 +106,7 @@ class Operation:
             "summary": self.summary,
             "security": SECURITY[self.key],
             "parameters": [
-                *map(_path_parameter, self.path_parameters),
+                *(parameter.render() for parameter in self.parameters),
                 *header.parameters(header.REQUEST_ID, *self.asked_headers),
             ],
             "responses": {
@@ -158,17 +175,6 @@ def _event(chunk: Json) -> Json:
         "anyOf": [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": piece}],
     }
     return {"schema": {"type": "object", "description": words, "required": ["data"], "properties": {"data": data}}}
-
-
-def _path_parameter(parameter: PathParameter) -> Json:
-    return {
-        "name": parameter.name,
-        "in": "path",
-        "required": True,
-        "description": parameter.words,
-        "schema": {"type": "string", "minLength": 1},
-        "example": parameter.example,
-    }
 
 
 def _identifier(method: str, path: str) -> str:

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 from server.api.health import Live, Ready
 from server.api.openapi import examples, refusals
-from server.api.openapi.operation import Answer, Operation, PathParameter
+from server.api.openapi.operation import TEXT, Answer, Operation, Parameter
 from server.api.openapi.shapes import Statistics, WorkerDescription, Workers
 from server.protocol.registration import Heartbeat, HeartbeatAnswer, Registration, RegistrationAnswer
+from server.stats import WINDOW, WINDOWS
 
-_WORKER = PathParameter("worker_id", "As GET /admin/workers lists it.", "worker-1")
+_WORKER = Parameter("worker_id", "As GET /admin/workers lists it.", TEXT, "worker-1")
+_WINDOW = Parameter(
+    "window",
+    "Seconds that `counts`, `errors`, `slowest` and the percentiles are of.",
+    {"type": "integer", "enum": list(WINDOWS), "default": WINDOW},
+    WINDOWS[-1],
+    place="query",
+)
 _LOCAL = "Without an admin key, callers on the controller's own machine may read."
 
 
 def _page(path: str, summary: str) -> Operation:
     answer = Answer("The page, under a policy that runs nothing but this server's files.", media_type="text/html")
     return Operation("GET", path, "Pages", summary, (answer,), refusals.NO_FILE)
+
+
+def _reading(
+    path: str, summary: str, answer: Answer, refused: tuple[refusals.Refusal, ...] = (), *parameters: Parameter
+) -> Operation:
+    return Operation(
+        "GET",
+        f"/admin/{path}",
+        "Admin",
+        summary,
+        (answer,),
+        (*refusals.ADMIN_KEY, *refused),
+        key="admin_or_local",
+        words=_LOCAL,
+        parameters=parameters,
+    )
 
 
 def _action(path: str, summary: str, words: str) -> Operation:
@@ -27,7 +51,7 @@ def _action(path: str, summary: str, words: str) -> Operation:
         (*refusals.ADMIN_KEY, *refusals.NO_WORKER, *refusals.NO_FILE, *refusals.REDIS_LOST),
         key="admin",
         words=words,
-        path_parameters=(_WORKER,),
+        parameters=(_WORKER,),
     )
 
 
@@ -64,27 +88,19 @@ OPERATIONS: tuple[Operation, ...] = (
         "A file that the pages use",
         (Answer("The file, of its own media type.", media_type="*/*"),),
         refusals.NO_FILE,
-        path_parameters=(PathParameter("path", "The file's name.", "style.css"),),
+        parameters=(Parameter("path", "The file's name.", TEXT, "style.css"),),
     ),
-    Operation(
-        "GET",
-        "/admin/workers",
-        "Admin",
+    _reading(
+        "workers",
         "Registered workers, their load and state",
-        (Answer("Those that are there, and those that were lost of late.", Workers),),
-        refusals.ADMIN_KEY,
-        key="admin_or_local",
-        words=_LOCAL,
+        Answer("Those that are there, and those that were lost of late.", Workers),
     ),
-    Operation(
-        "GET",
-        "/admin/stats",
-        "Admin",
+    _reading(
+        "stats",
         "Rates, percentiles and recent requests of this controller",
-        (Answer("No request's content is in it.", Statistics),),
-        refusals.ADMIN_KEY,
-        key="admin_or_local",
-        words=_LOCAL,
+        Answer("Of all processes of this controller together. No request's content is in it.", Statistics),
+        refusals.NO_WINDOW,
+        _WINDOW,
     ),
     _action(
         "drain",
@@ -118,7 +134,7 @@ OPERATIONS: tuple[Operation, ...] = (
         key="worker",
         body=Heartbeat,
         examples=examples.HEARTBEAT,
-        path_parameters=(_WORKER,),
+        parameters=(_WORKER,),
     ),
     Operation(
         "DELETE",
@@ -128,6 +144,6 @@ OPERATIONS: tuple[Operation, ...] = (
         (Answer("It is forgotten, known or not.", status=204),),
         (*refusals.WORKER_SECRET, *refusals.NO_FILE),
         key="worker",
-        path_parameters=(_WORKER,),
+        parameters=(_WORKER,),
     ),
 )

@@ -99,6 +99,7 @@ ADMIN_KEY = (
     Refusal(401, "invalid_admin_key", "The controller has an admin key, and this is not it"),
     Refusal(403, "admin_key_not_configured", "The controller has no admin key, and this needs one from here"),
 )
+NO_WINDOW = (Refusal(400, None, "`window` is none of the spans that are kept"),)
 NO_WORKER = (Refusal(404, "worker_not_found", "No worker of that id is registered"),)
 REDIS_LOST = (Refusal(503, "unavailable", "Redis, which keeps it, cannot be reached; nothing was changed"),)
 NOT_READY = (Refusal(503, "unavailable", "No worker is healthy, or the controller is stopping"),)

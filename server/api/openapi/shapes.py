@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.health.breaker import BreakerState
@@ -10,7 +12,7 @@ from server.stats import Ended
 
 
 class WorkerDescription(BaseModel):
-    """Breaker, weight, `in_flight` and `recent_*` are this controller's own experience."""
+    """Breaker, weight, `in_flight` and `recent_*` are this controller's own experience, of all its processes."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -21,7 +23,8 @@ class WorkerDescription(BaseModel):
     context_length: int
     engine: str
     device: str
-    state: WorkerState
+    state: WorkerState = Field(description="Where its processes differ: what must not be missed first.")
+    states: dict[WorkerState, int] = Field(description="Processes of this controller that see it so.")
     healthy: bool = Field(description="Whether it gets requests.")
     breaker: BreakerState
     breaker_reason: str
@@ -35,6 +38,10 @@ class WorkerDescription(BaseModel):
     recent_attempts: int
     recent_failures: int
     first_token_seconds: float | None = Field(description="Median of late.")
+    prompt_tokens_per_second: float | None = Field(description="null: it does not tell.")
+    answer_tokens_per_second: float | None = Field(description="null: it does not tell.")
+    prefix_hit_rate: float | None = Field(description="Of prompt tokens, 0 to 1; null: it does not tell, or none came.")
+    image_hit_rate: float | None = Field(description="Of pictures, 0 to 1; null: it does not tell, or none came.")
     max_running: int
     running: int
     waiting: int
@@ -48,14 +55,32 @@ class LostWorker(WorkerDescription):
     lost_seconds: float = Field(description="Since it was lost.")
 
 
+class Processes(BaseModel):
+    total: int
+    missing: list[int] = Field(description="Places of those that did not answer in time and are not counted in.")
+
+
 class Workers(BaseModel):
     workers: list[WorkerDescription]
     lost: list[LostWorker] = Field(description="Those whose lease ran out of late.")
+    processes: Processes
 
 
-class Count(BaseModel):
+class WorkerCount(BaseModel):
     total: int
     healthy: int
+
+
+class Phases(BaseModel):
+    """Where a request's time went, in seconds that add up to all of it."""
+
+    prepare: float = Field(description="Body, key, pictures, admission.")
+    lost: float = Field(description="Attempts that failed before the answer began.")
+    queue: float = Field(description="As the worker reports.")
+    prefill: float = Field(description="As the worker reports.")
+    worker: float = Field(description="What the worker does not tell apart, and the way there and back.")
+    decode: float
+    sending: float = Field(description="Waiting for the client to take what it was sent.")
 
 
 class RequestStory(BaseModel):
@@ -74,25 +99,87 @@ class RequestStory(BaseModel):
     session: str = Field(description="A digest.")
     status: int = Field(description="499: the client left before an answer began.")
     worker: str
+    version: str = Field(description="Of the model, at that worker.")
     retries: int
     carried_over: int = Field(description="Times that another worker took up the stream.")
     prompt_tokens: int
     completion_tokens: int
     prepare_seconds: float
-    first_byte_seconds: float
+    lost_seconds: float
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    send_seconds: float
+    first_byte_seconds: float = Field(description="From its arrival; 0: no answer began.")
     seconds: float
+    phases: Phases
     ended: Ended
     error: str = Field(description="An error's code.")
 
 
-class Statistics(BaseModel):
-    """Of this moment; beside it stand the rates and percentiles that the dashboard draws."""
+class History(BaseModel):
+    """Each of the last `rate_seconds` seconds, the oldest first."""
 
+    requests: list[int]
+    tokens: list[int]
+    errors: list[int] = Field(description="Faults of a server, and streams that broke.")
+
+
+class Percentiles(BaseModel):
+    """Seconds; null where there are none to count."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    count: int
+
+
+class Counts(BaseModel):
+    """What came of the window's requests."""
+
+    requests: int
+    tokens: int
+    failed: int
+    refused_429: int
+    limits_hit: int = Field(description="Of those, by a limit of a key.")
+    quarantined: int
+    retries: int
+    carried_over: int
+    broken: int
+    client_left: int
+
+
+class ErrorKind(BaseModel):
+    status: int
+    code: str
+    count: int
+    last: float = Field(description="Unix seconds.")
+    request_id: str = Field(description="The last one's.")
+
+
+class Statistics(BaseModel):
     time: float = Field(description="Unix seconds.")
-    registry: str = Field(description="connected or lost: whether Redis is reached.")
-    workers: Count
-    states: dict[str, int] = Field(description="Workers in each state.")
+    registry: Literal["connected", "lost"] = Field(description="Whether Redis is reached.")
+    limits: Literal["shared", "local", "refusing"] = Field(description="Where keys' limits are held now.")
+    actions: bool = Field(description="Whether operators can act: there is an admin key.")
+    processes: Processes
+    workers: WorkerCount
+    states: dict[WorkerState, int] = Field(description="Workers in each state.")
     in_flight: int
     running: int
     waiting: int
+    rate_seconds: int = Field(description="What rates are averaged over.")
+    requests_per_second: float
+    tokens_per_second: float
+    errors_per_second: float
+    requests_total: int = Field(description="Since the controller started.")
+    tokens_total: int = Field(description="Since the controller started.")
+    history: History
+    window_seconds: int = Field(description="As asked; what follows but `recent` is of it.")
+    ttft_seconds: Percentiles = Field(description="Of streams: to the first token.")
+    inter_token_seconds: Percentiles
+    latency_seconds: Percentiles = Field(description="Of whole answers.")
+    counts: Counts
+    errors: list[ErrorKind] = Field(description="The latest first.")
+    slowest: list[RequestStory] = Field(description="The slowest first.")
     recent: list[RequestStory] = Field(description="The newest first.")
