@@ -24,8 +24,9 @@ from prometheus_client import Counter
 
 from server.media.addresses import IPAddress, MediaUrl, is_allowed, parse_media_url
 from server.media.freshness import keep_seconds
+from server.media.places import Place, Places
 from server.media.policy import PolicySettings, not_allowed, read_policy
-from server.protocol.errors import ApiError, bad_request, too_large
+from server.protocol.errors import ApiError, bad_request, overloaded, too_large
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]  # (host, port) -> addresses
 Reserve = Callable[[int], None]  # told of bytes before they are kept; may raise ApiError
@@ -36,7 +37,8 @@ _MAX_ADDRESSES = 8
 
 
 # Threads of their own: names that take long to resolve must not keep the loop's, which look up the workers, too.
-_LOOKUPS = ThreadPoolExecutor(16, thread_name_prefix="lookup")
+# More than fetches run at once by default, so that one tenant's slow names leave some for the others'.
+_LOOKUPS = ThreadPoolExecutor(64, thread_name_prefix="lookup")
 
 
 async def resolve_by_system(host: str, port: int) -> list[str]:
@@ -91,39 +93,51 @@ class ImageFetcher:
         self._keep_seconds = keep_seconds
         self._metrics = metrics
         self._resolve = resolve
-        self._places = asyncio.Semaphore(settings.media_concurrency)
+        self._places = Places(settings.media_concurrency)
 
     async def fetch(self, url: str) -> bytes:
         """What `get` gives, where nobody keeps it or counts its bytes."""
         return (await self.get(url)).data
 
-    async def get(self, url: str, reserve: Reserve = lambda size: None) -> Fetched:
-        """Raises ApiError 400 (refused, unreachable, not answered with 200, too slow) or 413 (too large)."""
+    async def get(self, url: str, reserve: Reserve = lambda size: None, tenant: str = "") -> Fetched:
+        """Raises ApiError 400 (refused, unreachable, not answered with 200, too slow), 413 (too large) or 429 (others'
+        fetches left it no place in time)."""
         outcome = "failed"
         try:
-            async with asyncio.timeout(self._settings.media_seconds), self._places:
-                fetched = await self._follow(url, reserve)
+            try:
+                async with asyncio.timeout(self._settings.media_seconds):
+                    place = await self._places.take(tenant)
+            except TimeoutError:
+                outcome = "crowded"
+                raise overloaded("Too many pictures are being fetched; try again.", 1) from None
+            try:
+                async with asyncio.timeout(self._settings.media_seconds):
+                    fetched = await self._follow(url, reserve, place)
+            except TimeoutError:
+                outcome = "timeout"
+                raise _failed(f"it did not arrive within {self._settings.media_seconds:g} seconds") from None
+            finally:
+                place.give_back()
             outcome = "ok"
             return fetched
-        except TimeoutError:
-            outcome = "timeout"
-            raise _failed(f"it did not arrive within {self._settings.media_seconds:g} seconds") from None
         except asyncio.CancelledError:
             outcome = "abandoned"
             raise
         except ApiError as error:
-            outcome = "refused" if error.code in ("invalid_image_url", "image_url_not_allowed") else "failed"
-            outcome = "too_large" if error.status == 413 else outcome
+            if error.code in ("invalid_image_url", "image_url_not_allowed"):
+                outcome = "refused"
+            elif error.status == 413:
+                outcome = "too_large"
             raise
         finally:
             self._metrics.media_fetches.labels(outcome).inc()
 
-    async def _follow(self, url: str, reserve: Reserve) -> Fetched:
+    async def _follow(self, url: str, reserve: Reserve, place: Place) -> Fetched:
         keep = self._keep_seconds
         for _ in range(self._settings.media_redirects + 1):
             parsed = parse_media_url(url)
             self._policy.check(parsed)
-            answer = await self._get(parsed, reserve)
+            answer = await self._get(parsed, reserve, place)
             keep = min(keep, answer.keep_seconds)
             if isinstance(answer, Fetched):
                 return Fetched(answer.data, keep)
@@ -133,8 +147,8 @@ class ImageFetcher:
                 raise _failed("it was redirected to what is no URL") from None
         raise _failed(f"it was redirected more than {self._settings.media_redirects} times")
 
-    async def _get(self, url: MediaUrl, reserve: Reserve) -> Fetched | _Redirect:
-        addresses = await self._validated_addresses(url)
+    async def _get(self, url: MediaUrl, reserve: Reserve, place: Place) -> Fetched | _Redirect:
+        addresses = await self._validated_addresses(url, place)
         connector = aiohttp.TCPConnector(
             resolver=_Pinned(url.host, addresses), use_dns_cache=False, force_close=True, limit=1
         )
@@ -178,13 +192,16 @@ class ImageFetcher:
             data += chunk
         return bytes(data)
 
-    async def _validated_addresses(self, url: MediaUrl) -> list[IPAddress]:
+    async def _validated_addresses(self, url: MediaUrl, place: Place) -> list[IPAddress]:
         if url.address is not None:
             addresses: list[IPAddress] = [url.address]
         else:
             try:
-                found = await self._resolve(url.host, url.port)
-                addresses = [ipaddress.ip_address(text) for text in dict.fromkeys(found)][:_MAX_ADDRESSES]
+                # A look-up keeps its thread to its end, whoever still waits for it: so long it keeps its place.
+                found = asyncio.ensure_future(self._resolve(url.host, url.port))
+                place.held_by(found)
+                names = dict.fromkeys(await asyncio.shield(found))
+                addresses = [ipaddress.ip_address(text) for text in names][:_MAX_ADDRESSES]
             except (OSError, ValueError):
                 raise _failed("its host was not found") from None
         if not addresses:

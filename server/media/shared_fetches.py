@@ -58,7 +58,7 @@ class SharedFetches:
             return data
         flight = self._flights.get(name)
         if flight is None:
-            flight = _Flight(self._fetcher, url, lambda fetched: self._landed(name, fetched))
+            flight = _Flight(self._fetcher, name, lambda fetched: self._landed(name, fetched))
             self._flights[name] = flight
             self._metrics.media_fetches_running.set(len(self._flights))
         else:
@@ -76,11 +76,11 @@ class SharedFetches:
 class _Flight:
     """A fetch under way and those who wait for it."""
 
-    def __init__(self, fetcher: ImageFetcher, url: str, landed: Callable[[Fetched | None], None]) -> None:
+    def __init__(self, fetcher: ImageFetcher, name: _Name, landed: Callable[[Fetched | None], None]) -> None:
         self._waiting: dict[asyncio.Future[bytes], Reserve] = {}
         self._received = 0
         self._landed: Callable[[Fetched | None], None] | None = landed
-        self._task = asyncio.create_task(self._fly(fetcher, url))
+        self._task = asyncio.create_task(self._fly(fetcher, name))
 
     async def wait(self, reserve: Reserve) -> bytes:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -94,9 +94,9 @@ class _Flight:
                 self._task.cancel()
                 self._end(None)
 
-    async def _fly(self, fetcher: ImageFetcher, url: str) -> None:
+    async def _fly(self, fetcher: ImageFetcher, name: _Name) -> None:
         try:
-            fetched = await fetcher.get(url, self._reserve)
+            fetched = await fetcher.get(name.url, self._reserve, name.tenant)
         except Exception as error:  # theirs who wait, whatever it is
             self._end(None)
             for future in list(self._waiting):

@@ -16,6 +16,7 @@ class Origin:
         self.headers: dict[str, str] = {}
         self.open = asyncio.Event()
         self.open.set()
+        self.slow = asyncio.Event()
         self.asked: list[str] = []
         self.cut = 0
         self.base = ""
@@ -24,6 +25,8 @@ class Origin:
         self.asked.append(request.path)
         try:
             await self.open.wait()
+            if request.path.startswith("/slow"):
+                await self.slow.wait()
         except asyncio.CancelledError:
             self.cut += 1
             raise
@@ -242,3 +245,54 @@ async def test_fetches_at_once_are_bounded_and_the_others_wait(start, origin, un
     origin.open.set()
     assert [status for status, _, _ in await asyncio.gather(*chats)] == [200] * 6
     assert len(origin.asked) == 6
+
+
+async def test_a_tenants_slow_pictures_leave_places_for_the_others(start, origin, until, with_image):
+    client, _ = await start(media_concurrency=4, api_keys=("slow", "second", "third"))
+
+    def chat(key, path):
+        content = with_image(f"{origin.base}/{path}")
+        return asyncio.create_task(client.chat(content, headers={"Authorization": f"Bearer {key}"}))
+
+    slow = [chat("slow", f"slow{number}") for number in range(8)]
+    await waiting(client, until, origin, 2, 8)
+    second = [chat("second", f"slow-too{number}") for number in range(8)]
+    await waiting(client, until, origin, 3, 16)
+    for number in range(3):
+        assert (await chat("third", f"quick{number}"))[0] == 200
+    assert len(origin.asked) == 6
+    origin.slow.set()
+    assert [status for status, _, _ in await asyncio.gather(*slow, *second)] == [200] * 16
+
+
+async def test_names_that_take_long_to_look_up_keep_their_tenants_places_and_no_others(
+    start_controller, start_worker, origin, until, with_image
+):
+    """A look-up cannot be ended: given up by one, it still takes a thread that others need."""
+    looked_up: list[str] = []
+    found = asyncio.Event()
+
+    async def resolve(host: str, port: int) -> list[str]:
+        looked_up.append(host)
+        if host.startswith("slow"):
+            await found.wait()
+        return ["127.0.0.1"]
+
+    settings = {"media_allow_private": True, "media_ports": "*", "media_concurrency": 4, "media_seconds": 0.3}
+    client = await start_controller(resolve, api_keys=("slow", "other"), **settings)
+    await start_worker("w1", client)
+    port = origin.base.rpartition(":")[2]
+
+    def chat(key, host):
+        content = with_image(f"http://{host}:{port}/a")
+        return asyncio.create_task(client.chat(content, headers={"Authorization": f"Bearer {key}"}))
+
+    given_up = await asyncio.gather(*(chat("slow", f"slow{number}.test") for number in range(6)))
+    codes = sorted(body["error"]["code"] for _, body, _ in given_up)
+    assert codes == ["image_fetch_failed"] * 2 + ["overloaded"] * 4
+    assert sorted(looked_up) == sorted(set(looked_up)) and len(looked_up) == 2
+    assert (await chat("slow", "quick.test"))[1]["error"]["code"] == "overloaded"  # its own places are still taken
+    assert (await chat("other", "quick.test"))[0] == 200
+    assert await client.metric("media_fetches_total", outcome="crowded") == 5
+    found.set()
+    assert (await chat("slow", "quick.test"))[0] == 200
