@@ -193,7 +193,7 @@ class _Rounds:
         first = seconds_text(summary.ttft.p50 if summary.ttft else None)
         self._console.print(
             f"run {run + 1}, {engine.label}, {point}: {summary.requests_rate:.3f} requests/s, first token {first}, "
-            f"{summary.failed} errors, other processes {reading.others:.0%}",
+            f"{summary.refused} refused, {summary.failed} errors, other processes {reading.others:.0%}",
             highlight=False,
             soft_wrap=True,
         )

@@ -105,8 +105,9 @@ class Comparison:
                 f"{len(self.readings)} measurements: do not trust them."
             )
         for reading in self.readings:
-            if reading.summary.failed:
-                kinds = ", ".join(f"{count} x {kind}" for kind, count in reading.summary.errors.items())
+            if reading.summary.failed or reading.summary.refused:
+                found = {**reading.summary.refusals, **reading.summary.errors}
+                kinds = ", ".join(f"{count} x {kind}" for kind, count in found.items())
                 yield f"{reading.engine}, run {reading.run + 1}, {reading.point}: {kinds}."
 
 

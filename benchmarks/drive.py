@@ -203,7 +203,7 @@ class Drive:
             turn=turn,
         )
         if exchange.error is not None:
-            self.measured.fail(outcome, exchange.error, exchange.detail)
+            self.measured.fail(outcome, exchange.error, exchange.detail, refused=exchange.refused)
         else:
             for gap in answer.gaps:
                 self.measured.gaps.add(gap)

@@ -31,6 +31,7 @@ class Outcome:
     seen: bool = False  # its picture had been sent before
     turn: int = 0
     error: str | None = None
+    refused: bool = False  # with status 429: no room, or a limit of the key
 
     @property
     def e2e(self) -> float:
@@ -86,19 +87,22 @@ class Measurement:
     outcomes: list[Outcome] = field(default_factory=list)
     gaps: Histogram = field(default_factory=Histogram)
     errors: Counter[str] = field(default_factory=Counter)
-    samples: dict[str, str] = field(default_factory=dict)  # kind of error -> what the first one said
+    refusals: Counter[str] = field(default_factory=Counter)  # of a server that is full, or of a key's limit
+    samples: dict[str, str] = field(default_factory=dict)  # kind of error or refusal -> what the first one said
     interrupted: int = 0  # under way when the run was stopped
     not_asked: int = 0  # later turns of conversations whose answer failed
     client_share: float = 0.0  # of one processor: what this process itself took meanwhile
     warm_up_errors: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
-    def fail(self, outcome: Outcome, kind: str, detail: str) -> None:
+    def fail(self, outcome: Outcome, kind: str, detail: str, *, refused: bool = False) -> None:
         """Marks `outcome` as failed; there is room for many errors and for so many kinds."""
-        if kind not in self.errors and len(self.errors) >= _MOST_KINDS:
+        outcome.refused = refused
+        kinds = self.refusals if refused else self.errors
+        if kind not in kinds and len(kinds) >= _MOST_KINDS:
             kind = _OTHER
         outcome.error = kind
-        self.errors[kind] += 1
+        kinds[kind] += 1
         self.samples.setdefault(kind, detail)
 
     @property

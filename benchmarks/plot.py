@@ -92,7 +92,7 @@ def _timeline(measured: Measurement, streamed: bool) -> Iterator[str]:
     bottom = _BARS_TOP + _BARS_HEIGHT
     some = "" if len(outcomes) == len(measured.outcomes) else f" ({len(outcomes)} of {len(measured.outcomes)})"
     waits = "pale: waiting for the first token; " if streamed else ""
-    yield _text(_LEFT, _BARS_TOP - 10, f"requests{some}, by their start; {waits}red: failed", "start")
+    yield _text(_LEFT, _BARS_TOP - 10, f"requests{some}, by their start; {waits}red: failed; amber: refused", "start")
     for tick in range(6):
         across = _across(end * tick / 5, end)
         yield _line(across, _BARS_TOP, across, bottom)
@@ -104,7 +104,7 @@ def _timeline(measured: Measurement, streamed: bool) -> Iterator[str]:
 def _bar(outcome: Outcome, top: float, thick: float, end: float, streamed: bool) -> Iterator[str]:
     began, ended = _across(outcome.began, end), _across(outcome.ended, end)
     if outcome.error is not None:
-        yield _rect(began, top, ended, thick, "#d62728")
+        yield _rect(began, top, ended, thick, "#e8a317" if outcome.refused else "#d62728")
         return
     first = _across(outcome.began + outcome.first, end) if streamed and outcome.first is not None else began
     yield _rect(began, top, first, thick, "#a9cbe3")

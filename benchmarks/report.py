@@ -45,6 +45,8 @@ def live_line(console: Console, requests: int | None, seconds: float | None) -> 
                 words.append(f"first token {seconds_text(percentile(firsts, 0.5))}")
             if errors := sum(measured.errors.values()):
                 words.append(f"[red]{errors} errors[/]")
+            if refused := sum(measured.refusals.values()):
+                words.append(f"{refused} refused")
             completed = done if requests is not None else time.monotonic() - began
             bar.update(task, completed=completed, description=" · ".join(words))
 
@@ -80,28 +82,29 @@ def print_summary(summary: Summary, limits: Limits, measured: Measurement, conso
 
 
 def _rates(summary: Summary, limits: Limits) -> Iterator[tuple[str, str]]:
-    yield "answered", f"{summary.answered} of {summary.answered + summary.failed} in {seconds_text(summary.seconds)}"
+    yield "answered", f"{summary.answered} of {summary.asked} in {seconds_text(summary.seconds)}"
     yield "requests", f"{summary.requests_rate:.3f} /s"
     yield "input tokens", f"{summary.input_rate:.1f} /s ({summary.prompt_tokens_median:g} a request)"
     yield "output tokens", f"{summary.output_rate:.1f} /s"
     if summary.good is not None and summary.goodput is not None:
         told = ", ".join(f"{name} {seconds_text(limit)}" for name, limit in limits.stated.items())
-        asked = summary.answered + summary.failed
-        yield "goodput", f"{summary.goodput:.3f} /s: {summary.good} of {asked} within {told}"
+        yield "goodput", f"{summary.goodput:.3f} /s: {summary.good} of {summary.asked} within {told}"
+    yield "refused", str(summary.refused)
     yield "errors", str(summary.failed)
 
 
 def _print_errors(summary: Summary, measured: Measurement, console: Console) -> None:
-    if not summary.errors:
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold red")
-    table.add_column("error")
-    table.add_column("requests", justify="right")
-    table.add_column("the first one said", overflow="fold")
-    for kind, count in summary.errors.items():
-        table.add_row(Text(kind), str(count), Text(" ".join(measured.samples.get(kind, "").split())[:160]))
-    console.print()
-    console.print(table)
+    for name, style, kinds in (("refused", "bold yellow", summary.refusals), ("error", "bold red", summary.errors)):
+        if not kinds:
+            continue
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style=style)
+        table.add_column(name)
+        table.add_column("requests", justify="right")
+        table.add_column("the first one said", overflow="fold")
+        for kind, count in kinds.items():
+            table.add_row(Text(kind), str(count), Text(" ".join(measured.samples.get(kind, "").split())[:160]))
+        console.print()
+        console.print(table)
 
 
 def _notes(summary: Summary, measured: Measurement) -> Iterator[str]:

@@ -123,7 +123,7 @@ def _load_text(load: Load) -> str:
 
 def _document(asked: Serve, model: str, measured: Measurement, summary: Summary) -> dict[str, Any]:
     """Settings, machine, figures, and a row a request. Seconds throughout; no key is written down."""
-    fields = ("began", "first", "e2e", "input_tokens", "output_tokens", "seen", "turn", "error")
+    fields = ("began", "first", "e2e", "input_tokens", "output_tokens", "seen", "turn", "error", "refused")
     rows = [[_rounded(getattr(outcome, name)) for name in fields] for outcome in measured.outcomes]
     workload = {**asdict(asked.workload), "sizes": [str(size) for size in asked.workload.sizes]}
     return {

@@ -94,9 +94,11 @@ class Summary:
     seconds: float
     answered: int
     failed: int
+    refused: int  # with status 429, which a server that is full should answer; not among the failed
     interrupted: int
     not_asked: int
     errors: Mapping[str, int]
+    refusals: Mapping[str, int]
     requests_rate: float
     input_rate: float  # tokens
     output_rate: float
@@ -113,6 +115,11 @@ class Summary:
     e2e: Distribution | None
     late: Distribution | None
 
+    @property
+    def asked(self) -> int:
+        """Requests that came to an end."""
+        return self.answered + self.failed + self.refused
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -120,6 +127,7 @@ class Summary:
 def summarise(measured: Measurement, limits: Limits, *, streamed: bool = True) -> Summary:
     """Without streaming there is no first token to be timed: only end-to-end latency is."""
     answered, seconds = measured.answered, measured.seconds
+    refused = sum(outcome.refused for outcome in measured.outcomes)
     rate = 1 / seconds if seconds > 0 else 0.0
     read, written = (sum(getattr(o, name) for o in answered) for name in ("input_tokens", "output_tokens"))
     good = sum(limits.met_by(outcome) for outcome in answered) if limits.stated else None
@@ -131,10 +139,12 @@ def summarise(measured: Measurement, limits: Limits, *, streamed: bool = True) -
     return Summary(
         seconds=seconds,
         answered=len(answered),
-        failed=len(measured.outcomes) - len(answered),
+        failed=len(measured.outcomes) - len(answered) - refused,
+        refused=refused,
         interrupted=measured.interrupted,
         not_asked=measured.not_asked,
         errors=dict(measured.errors.most_common()),
+        refusals=dict(measured.refusals.most_common()),
         requests_rate=len(answered) * rate,
         input_rate=read * rate,
         output_rate=written * rate,

@@ -6,6 +6,7 @@ Knows nothing of connections: it is given bytes and the moment at which they cam
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 
 import msgspec
 
@@ -17,11 +18,11 @@ _NULL = msgspec.Raw(b"null")
 
 
 class BadAnswer(Exception):
-    """The answer is none; the message is the kind of error, `detail` what was found."""
+    """The answer is none; the message is the kind of error, `detail` what was found. `refused`: for want of room."""
 
-    def __init__(self, kind: str, detail: str = "") -> None:
+    def __init__(self, kind: str, detail: str = "", *, refused: bool = False) -> None:
         super().__init__(kind)
-        self.detail = detail
+        self.detail, self.refused = detail, refused
 
 
 class Usage(msgspec.Struct):
@@ -130,7 +131,8 @@ def refusal(status: int, body: bytes) -> BadAnswer:
         error = _decode_error(body).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
         error = None
-    return BadAnswer(f"HTTP {status}{_named(error)}", body[:300].decode(errors="replace"))
+    detail = body[:300].decode(errors="replace")
+    return BadAnswer(f"HTTP {status}{_named(error)}", detail, refused=status == HTTPStatus.TOO_MANY_REQUESTS)
 
 
 def _chunk(data: bytes) -> _Chunk:

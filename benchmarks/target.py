@@ -40,6 +40,7 @@ class Exchange:
     answer: AnswerReader
     error: str | None = None
     detail: str = ""
+    refused: bool = False  # the error is status 429
 
 
 class Target:
@@ -99,7 +100,7 @@ class Target:
         body = self._body(workload, messages)
         assert self._session is not None, "a Target is used as a context manager"
         answer = AnswerReader()
-        error, detail = None, ""
+        error, detail, refused = None, "", False
         began = time.perf_counter()
         try:
             async with self._session.post(
@@ -107,7 +108,7 @@ class Target:
             ) as response:
                 await self._read(response, answer, streamed=workload.stream)
         except BadAnswer as bad:
-            error, detail = str(bad), bad.detail
+            error, detail, refused = str(bad), bad.detail, bad.refused
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as failure:
             error, detail = "no connection", str(failure)
         except TimeoutError:  # aiohttp's are such
@@ -118,7 +119,7 @@ class Target:
             error, detail = "stream cut short", str(failure)
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             error, detail = f"connection failed: {type(failure).__name__}", str(failure)
-        return Exchange(began, time.perf_counter(), answer, error, detail[:300])
+        return Exchange(began, time.perf_counter(), answer, error, detail[:300], refused)
 
     async def _read(self, response: aiohttp.ClientResponse, answer: AnswerReader, *, streamed: bool) -> None:
         if response.status != 200:

@@ -64,7 +64,6 @@ def test_each_kind_of_failure_is_counted_by_name_and_the_run_goes_on(stand_in: S
     assert found["code"] == 0, found["printed"]
     assert found["summary"]["errors"] == {
         "HTTP 500": 1,
-        "HTTP 429 rate_limit_exceeded": 1,
         "stream cut short": 1,
         "unreadable JSON": 1,
         "error in the stream worker_lost": 1,
@@ -72,9 +71,11 @@ def test_each_kind_of_failure_is_counted_by_name_and_the_run_goes_on(stand_in: S
         "empty answer": 1,
         "no whole answer within 2 s": 1,
     }
-    assert (found["summary"]["answered"], found["summary"]["failed"]) == (2, 8)
+    assert found["summary"]["refusals"] == {"HTTP 429 rate_limit_exceeded": 1}  # no error: it did as it should
+    assert [found["summary"][name] for name in ("answered", "failed", "refused")] == [2, 7, 1]
+    assert "2 of 10 in" in found["printed"]
     assert found["first_errors"]["HTTP 500"] == "it broke"
-    for kind in found["summary"]["errors"]:
+    for kind in [*found["summary"]["errors"], *found["summary"]["refusals"]]:
         assert kind in " ".join(found["printed"].split())
 
 
