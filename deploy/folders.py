@@ -28,6 +28,21 @@ def new_run_folder(state: Path) -> Path:
     return folder
 
 
+def bound_log(log: Path, most: int) -> None:
+    """Lets a log of more than `most` bytes begin anew; what it held is kept as NAME.1 until the next time.
+
+    Whoever writes to it goes on, having opened it for appending. Raises OSError; the log begins anew all the same.
+    """
+    if not log.exists() or log.stat().st_size <= most:
+        return
+    aside = log.with_name(f"{log.name}.1")
+    try:
+        aside.unlink(missing_ok=True)  # first, for its room
+        shutil.copyfile(log, aside)
+    finally:
+        os.truncate(log, 0)
+
+
 def _proof_of_room(folder: Path) -> None:
     """A full disk lets a folder be made, and often an empty file: so write some bytes and take them away again."""
     trial = folder / "room"

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -27,7 +28,7 @@ from rich.console import Console
 
 from deploy import lifeline
 from deploy.display import StartDisplay, print_summary
-from deploy.folders import new_run_folder, state_folder
+from deploy.folders import bound_log, new_run_folder, state_folder
 from deploy.supervisor import Part, PartFailed, Probe, Stage, Supervised, last_words
 from model.config.llava import MODEL_TYPES
 from model.config.original import is_original
@@ -44,6 +45,8 @@ _KILLED_SECONDS = 0.5
 _STATE_STOP_SECONDS = 0.5
 _CONTROLLER_SECONDS = 60.0  # most time for the controller to start, and to see its workers
 _STATE_PROBE_SECONDS = 1.0
+_LOG_SECONDS = 5.0  # between two looks at the logs' sizes
+_MOST_LOG = 64 << 20  # bytes
 _STATE_MISSES = 3  # pings in a row without an answer, after which the embedded Valkey is started anew
 # -P: a folder called `model` or `server` where the command was given must not be taken for ours.
 _MODULE = (sys.executable, "-P", "-m")
@@ -165,6 +168,7 @@ class _System:
         self._secret = os.environ.get("TEPHRA_WORKER_SECRET") or secrets.token_urlsafe(32)
         self._controller: Supervised | None = None
         self._workers: list[Supervised] = []
+        self._worker_ports: list[int] = []
         self._tasks: list[asyncio.Task[None]] = []  # of the parts; they end when their parts do, and are not cancelled
         self._stop = asyncio.Event()
 
@@ -245,6 +249,7 @@ class _System:
         worker_environment = {**environment, **_thread_share(self._launch.workers, os.environ)}
         for number in range(1, self._launch.workers + 1):
             name, port = f"worker-{number}", _free_port("127.0.0.1")
+            self._worker_ports.append(port)
             command = (
                 *(*_MODULE, "worker", "--model", checkpoint),
                 *(("--served-name", DEMO) if self._launch.model == DEMO else ()),
@@ -258,17 +263,18 @@ class _System:
             self._workers.append(Supervised(part, self._display))
 
     async def _until_served(self, client: httpx.AsyncClient) -> str:
-        """Waits for the controller to list the model; its name."""
-        keys = os.environ.get("TEPHRA_API_KEYS", "").split(",")
-        headers = {"Authorization": f"Bearer {keys[0].strip()}"} if keys[0].strip() else {}
+        """Waits for the controller to have a worker; the model's name. The worker is asked for it, since whoever has
+        the secret may: of the clients' keys the launcher knows none, where they stand hashed in a file."""
+        headers = {"Authorization": f"Bearer {self._secret}"}
         deadline = time.monotonic() + _CONTROLLER_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):  # asked again until the deadline
-                answer = await client.get(f"{self._base}/v1/models", headers=headers)
-                if answer.status_code == 200 and answer.json()["data"]:
+                ready = await client.get(f"{self._base}/health/ready")
+                answer = await client.get(f"http://127.0.0.1:{self._worker_ports[0]}/v1/models", headers=headers)
+                if ready.status_code == answer.status_code == 200:
                     return str(answer.json()["data"][0]["id"])
             await asyncio.sleep(0.1)
-        raise LaunchError(f"The workers are ready, but the controller does not list them (logs: {self._folder}).")
+        raise LaunchError(f"The workers are ready, but the controller has none (logs: {self._folder}).")
 
     async def _keep_all(self, asked: asyncio.Task[bool]) -> int:
         """Watches over the parts until somebody asks to stop, or until what is left cannot serve."""
@@ -278,6 +284,7 @@ class _System:
         self._tasks = [controller, *workers]
         no_worker_left = asyncio.create_task(_all_done(workers))
         state = asyncio.create_task(self._keep_state())
+        logs = asyncio.create_task(self._bound_logs())
         try:
             await asyncio.wait((asked, controller, no_worker_left, state), return_when=asyncio.FIRST_COMPLETED)
             if asked.done():
@@ -287,9 +294,9 @@ class _System:
             self._console.print(f"{reason} Stopping; the logs are in {self._folder}.", soft_wrap=True)
             return 1
         finally:
-            state.cancel()
-            no_worker_left.cancel()
-            await asyncio.gather(state, no_worker_left, return_exceptions=True)
+            for task in (state, no_worker_left, logs):
+                task.cancel()
+            await asyncio.gather(state, no_worker_left, logs, return_exceptions=True)
 
     async def _keep_state(self) -> None:
         """Starts the embedded Valkey anew when it no longer answers. Raises StateError when that fails."""
@@ -304,6 +311,20 @@ class _System:
                 self._valkey.halt(timeout=1.0)
                 self._valkey.start()
                 misses = 0
+
+    async def _bound_logs(self) -> None:
+        """What the parts write for as long as they run must not fill the disk."""
+        told: set[Path] = set()
+        while True:
+            await asyncio.sleep(_LOG_SECONDS)
+            for part in (self._controller, *self._workers):
+                assert part is not None
+                try:
+                    await asyncio.to_thread(bound_log, part.part.log, _MOST_LOG)
+                except OSError as error:
+                    if part.part.log not in told:
+                        told.add(part.part.log)
+                        self._display.say(f"{part.part.log} cannot be held to its size: {error.strerror}.")
 
     async def _stop_all(self) -> None:
         parts = [part for part in (*self._workers, self._controller) if part is not None]
@@ -339,7 +360,8 @@ class _System:
             ("Metrics", f"{self._base}/metrics"),
             ("Logs", str(self._folder)),
         ]
-        commands = example(self._base, model, bool(os.environ.get("TEPHRA_API_KEYS")))
+        with_key = any(os.environ.get(name) for name in ("TEPHRA_API_KEYS", "TEPHRA_KEYS_FILE"))
+        commands = example(self._base, model, with_key)
         print_summary(rows, commands, self._console)
 
 
@@ -349,7 +371,7 @@ def example(base: str, model: str, with_key: bool) -> str:
     flag = " --api-key YOUR_KEY" if with_key else ""
     picture = "data:image/jpeg;base64,'; base64 < picture.jpg | tr -d '\\n'; printf '"
     lines = (
-        f"tephra chat --url {base}{flag} --image picture.jpg 'What is in the picture?'",
+        f"{_own_name()} chat --url {base}{flag} --image picture.jpg 'What is in the picture?'",
         "",
         f"""(printf '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": [""",
         """  {"type": "text", "text": "What is in the picture?"},""",
@@ -357,6 +379,15 @@ def example(base: str, model: str, with_key: bool) -> str:
         f""") | curl -N {base}/v1/chat/completions{key} -H 'Content-Type: application/json' -d @-""",
     )
     return "\n".join(lines)
+
+
+def _own_name() -> str:
+    """How this command can be given again, from where it was given: its folder may not be on the PATH."""
+    command = Path(sys.executable).with_name("tephra")
+    if not command.exists() or shutil.which("tephra") == str(command):
+        return "tephra"
+    here = Path.cwd()
+    return str(command.relative_to(here) if command.is_relative_to(here) else command)
 
 
 async def _demo_folder() -> str:

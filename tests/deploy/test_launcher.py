@@ -21,6 +21,7 @@ import pytest
 
 from model.prompts.templates import TEMPLATES
 from model.tiny import make_tiny_checkpoint
+from server.auth.keys_file import new_key
 
 pytestmark = pytest.mark.timeout(600)  # whole systems start here, perhaps on a machine that has much else to do
 LIMIT = 240.0  # seconds after which something that should happen is taken not to happen
@@ -151,11 +152,11 @@ def test_a_setting_that_cannot_be_is_said_in_one_line(
 class Running:
     """A `tephra up` with its output."""
 
-    def __init__(self, tmp_path: Path, *arguments: str) -> None:
+    def __init__(self, tmp_path: Path, *arguments: str, **settings: str) -> None:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "deploy.cli", "up", "--port", "0", *arguments],
-            env=environment(tmp_path),
+            env={**environment(tmp_path), **settings},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -200,8 +201,8 @@ def all_gone(family: list[psutil.Process]) -> bool:
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def begin(*arguments: str) -> Running:
-        started.append(Running(tmp_path, *arguments))
+    def begin(*arguments: str, **settings: str) -> Running:
+        started.append(Running(tmp_path, *arguments, **settings))
         return started[-1]
 
     yield begin
@@ -243,6 +244,22 @@ def test_a_system_starts_survives_a_killed_worker_and_stops_on_ctrl_c(
     running.process.send_signal(signal.SIGINT)
     assert running.ended() == 0
     assert all_gone(family)
+
+
+def test_a_system_whose_keys_stand_hashed_in_a_file_starts_like_any_other(
+    start: Callable[..., Running], checkpoint: Path, tmp_path: Path
+) -> None:
+    """The launcher knows none of the keys, and needs none to see that it is up."""
+    file = tmp_path / "keys.jsonl"
+    key = new_key(file, "acme")
+    running = start("--model", str(checkpoint), TEPHRA_KEYS_FILE=str(file))
+    url = running.until(r"API +(http://\S+/v1)")[1]
+    running.until(f"Model +{checkpoint.name} on 1 worker")
+    assert Path(running.until(r"(\S*tephra) chat --url \S+ --api-key YOUR_KEY")[1]).exists()
+    with httpx.Client(trust_env=False, timeout=LIMIT) as client:
+        assert client.get(f"{url}/models").status_code == 401
+        models = client.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
+    assert [model["id"] for model in models.json()["data"]] == [checkpoint.name]
 
 
 def test_sigterm_while_it_starts_leaves_nothing_behind(start: Callable[..., Running], checkpoint: Path) -> None:

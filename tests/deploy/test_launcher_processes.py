@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from deploy import supervisor
+from deploy.folders import bound_log
 from deploy.supervisor import Part, PartFailed, Stage, Supervised
 
 LIMIT = 30.0  # seconds after which something that should happen is taken not to happen
@@ -209,3 +210,16 @@ async def test_nothing_is_left_when_the_launcher_itself_is_killed(tmp_path: Path
         launcher.kill()
         launcher.wait()
     await until(lambda: all(gone(pid) for pid in family))
+
+
+def test_a_log_that_grows_begins_anew_and_its_writer_goes_on(tmp_path: Path) -> None:
+    log, aside = tmp_path / "worker-1.log", tmp_path / "worker-1.log.1"
+    with log.open("ab", buffering=0) as writer:
+        for turn in ("one\n", "two\n"):
+            writer.write(turn.encode() * 300)
+            bound_log(log, most=1000)
+            assert (log.read_text(), aside.read_text()) == ("", turn * 300)
+        writer.write(b"and on\n")
+        bound_log(log, most=1000)
+    assert (log.read_text(), aside.read_text()) == ("and on\n", "two\n" * 300)
+    assert sorted(tmp_path.iterdir()) == [log, aside]
