@@ -49,7 +49,7 @@ def limit_exceeded(key: ApiKey, verdict: Verdict, cost: Cost) -> ApiError:
 
 def too_many_at_once(key: ApiKey) -> ApiError:
     most = key.limits.concurrent
-    message = f"Rate limit of the key {key.name!r}: {most} concurrent requests, all of them under way. Try again soon."
+    message = f"Rate limit of the key {key.name!r}: at most {most} at once, and so many are under way. Try again soon."
     return _refused(message, {"Retry-After": "1"})
 
 
