@@ -14,6 +14,7 @@ import typer
 
 from deploy.bench import app as bench_app
 from deploy.checkpoint import app as checkpoint_app
+from deploy.data import app as data_app
 from deploy.keys import app as keys_app
 from deploy.workers import app as workers_app
 
@@ -25,7 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-data_app = typer.Typer(help="Make training and test data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(checkpoint_app, name="checkpoint")
@@ -172,14 +172,6 @@ def train(context: typer.Context) -> None:
     from training.train import command
 
     command(context.args)
-
-
-@data_app.command("demo", context_settings=_PASSED_ON)
-def data_demo(context: typer.Context) -> None:
-    """Compose scenes whose answers are known; 'tephra data demo --help' lists the options."""
-    from training.scenes.__main__ import main as compose
-
-    raise typer.Exit(compose(context.args))
 
 
 @eval_app.command("demo", context_settings=_PASSED_ON)

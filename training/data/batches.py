@@ -22,7 +22,8 @@ from model.errors import ModelError
 from model.image_file import decode_rgb
 from model.images import ImagePreprocessor, PreparedImage
 from model.prompts import LabelledPrompt, Prompter
-from training.data.conversations import Conversation, DataError, questions
+from training.data.conversations import Conversation, questions
+from training.data.errors import DataError
 
 ImageView = Literal["base", "full"]
 

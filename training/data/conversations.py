@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from model.prompts import ChatMessage, ImagePart, TextPart
+from training.data.errors import DataError
 
 _PLACE = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-
-
-class DataError(ValueError):
-    """A training row cannot be used; the message names file and row."""
 
 
 @dataclass(frozen=True)
