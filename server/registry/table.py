@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from server.health.rules import HealthRules
 from server.metrics import Metrics
+from server.registry.costs import settle
 from server.registry.records import Member
 from server.registry.worker import Worker
-from server.routing.base import TYPICAL_COSTS, TokenCosts
 
 _REMEMBERED_MODELS = 1000
 _REMEMBERED_SECONDS = 600.0
@@ -124,15 +124,5 @@ class WorkerTable:
 
 
 def _set_costs(workers: list[Worker]) -> None:
-    """Each worker's own measured costs; where it tells none, the mean of those that do."""
-    told = [
-        TokenCosts(worker.record.load.prompt_token_seconds, worker.record.load.answer_token_seconds)
-        for worker in workers
-    ]
-    known = [costs for costs in told if costs.prompt > 0 and costs.answer > 0]
-    mean = TYPICAL_COSTS
-    if known:
-        count = len(known)
-        mean = TokenCosts(sum(costs.prompt for costs in known) / count, sum(costs.answer for costs in known) / count)
-    for worker, costs in zip(workers, told, strict=True):
-        worker.costs = costs if costs.prompt > 0 and costs.answer > 0 else mean
+    for worker, costs in zip(workers, settle([worker.measure for worker in workers]), strict=True):
+        worker.costs = costs

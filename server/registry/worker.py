@@ -18,6 +18,7 @@ from server.health.worker import WorkerHealth
 from server.logs import log
 from server.metrics import Metrics
 from server.protocol.registration import ModelCard, WorkerLoad
+from server.registry.costs import Measure
 from server.registry.progress import Progress
 from server.registry.records import Drain, WorkerRecord
 from server.registry.states import WorkerState
@@ -43,6 +44,7 @@ class Worker:
         self.heard_here_at = float("-inf")  # monotonic: its last heartbeat that came to this controller
         self.drain_set_at = float("-inf")  # monotonic: when an operator's word came to this controller
         self._heard_at = time.monotonic()  # its last report that came here by whichever way
+        self._measured_at = self._heard_at  # the last that told other costs of tokens than the one before
         self._drained_since = float("inf")  # monotonic: when this controller heard of the drain
         self._settle_seconds = settle_seconds
         self._own = _Tokens()
@@ -121,6 +123,11 @@ class Worker:
         return time.monotonic() - self._heard_at
 
     @property
+    def measure(self) -> Measure:
+        """What tokens cost there, as it told last."""
+        return Measure(_costs(self.record.load), time.monotonic() - self._measured_at)
+
+    @property
     def outstanding_tokens(self) -> int:
         """Own work by estimate, plus what the worker reported beyond it (other controllers' work)."""
         return self._own.prompt + self._own.answer + self._foreign.prompt + self._foreign.answer
@@ -134,6 +141,8 @@ class Worker:
     def update(self, record: WorkerRecord) -> None:
         if record != self.record:
             self._heard_at = time.monotonic()
+            if _costs(record.load) != _costs(self.record.load):
+                self._measured_at = self._heard_at
             self.progress.note(record.load.totals)
             self._foreign = _Tokens.reported(record.load).beyond(self._own)
         if record.registration.started_at != self.record.registration.started_at:
@@ -201,3 +210,7 @@ class _Tokens:
 
     def beyond(self, own: _Tokens) -> _Tokens:
         return _Tokens(max(0, self.prompt - own.prompt), max(0, self.answer - own.answer))
+
+
+def _costs(load: WorkerLoad) -> TokenCosts:
+    return TokenCosts(load.prompt_token_seconds, load.answer_token_seconds)

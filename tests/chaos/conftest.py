@@ -31,8 +31,7 @@ def valkey() -> Iterator[EmbeddedValkey]:
 @pytest.fixture(scope="module")
 def shared_system(running_system: Any, valkey: EmbeddedValkey) -> Iterator[Any]:
     """Workers decode four answers at once, so that others wait at them."""
-    # Requests shall come to both workers at once, whatever their pictures and however long they are there.
-    controller = {"redis_url": valkey.url, "routing": "least-outstanding", "slow_start_seconds": 0.0}
+    controller = {"redis_url": valkey.url}
     with running_system(controller, {"max_running": 4}) as system:
         yield system
 

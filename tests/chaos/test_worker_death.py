@@ -159,6 +159,7 @@ async def test_requests_at_a_worker_that_hangs_are_answered_elsewhere(
     system.workers["east"].signal(signal.SIGCONT)
     await asyncio.to_thread(system.wait_whole)
     await asyncio.to_thread(eventually, system.idle, "the worker drops what nobody waits for any more")
+    await spread(caller, system, {"east", "west"})
 
 
 async def test_workers_join_a_controller_that_was_killed_and_started_with_an_empty_registry(

@@ -45,3 +45,22 @@ def test_a_worker_that_became_slower_says_so_soon() -> None:
     for _ in range(200):
         pace.add(0, 4, 0.2)
     assert 0.045 < pace.costs.answer < 0.055
+
+
+def test_a_step_in_which_the_process_stood_still_hardly_counts() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.add(100, 4, 0.1)
+        pace.add(0, 4, 0.02)
+    pace.add(0, 4, 30.0)
+    assert 0.005 <= pace.costs.answer < 0.006
+    assert pace.costs.prompt < 0.001
+
+
+def test_a_worker_that_became_many_times_slower_says_so_all_the_same() -> None:
+    pace = Pace()
+    for _ in range(200):
+        pace.add(0, 4, 0.02)
+    for _ in range(300):
+        pace.add(0, 4, 2.0)
+    assert 0.4 < pace.costs.answer <= 0.5
