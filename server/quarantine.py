@@ -3,8 +3,11 @@
 What is remembered of a request is a digest of its path and body, never the body. It is shared through Redis, so that
 every controller refuses it; while Redis is away each controller goes by what it knows itself.
 
-tephra:poison            sorted set: digest -> unix seconds until which it is remembered
+tephra:poison            sorted set: digest -> unix seconds, by Redis's clock, until which it is remembered
 tephra:poison:{digest}   set: the worker processes that died at it
+
+Between controllers goes time by Redis's clock, here the monotonic one counts: no jump of any clock makes a request
+refused for longer than it should be.
 """
 
 from __future__ import annotations
@@ -17,92 +20,77 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-
+from server.background import end
 from server.logs import log
 from server.metrics import Metrics
 from server.protocol.errors import ApiError
+from server.redis_client import RedisErrors, close, connect
 from server.registry.table import Worker
 
 DEATHS = 2  # that make a request poisonous
 MOST = 1000  # requests remembered; the oldest go first
 _INDEX = "tephra:poison"
 _PATIENCE = 2.0  # seconds for one answer of Redis
+_CONNECTIONS = 4
 _LARGE = 1024 * 1024  # bytes: a body whose digest is not for the event loop
-_Errors = (RedisError, OSError)
 
 
 @dataclass
 class _Suspect:
     deaths: set[str] = field(default_factory=set)
-    until: float = 0.0  # unix seconds
+    until: float = 0.0  # monotonic
 
 
 class Quarantine:
     """start() ... open() ... stop(). Raises ValueError for a `redis_url` that is none."""
 
     def __init__(self, redis_url: str, seconds: float, poll_seconds: float, metrics: Metrics) -> None:
-        self._redis = redis.asyncio.Redis.from_url(
-            redis_url,
-            socket_timeout=_PATIENCE,
-            socket_connect_timeout=_PATIENCE,
-            max_connections=4,
-            retry=Retry(NoBackoff(), 1),
-        )
+        self._redis = connect(redis_url, patience=_PATIENCE, connections=_CONNECTIONS)
         self._seconds = seconds
         self._poll_seconds = poll_seconds
         self._metrics = metrics
         self._suspects: dict[str, _Suspect] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._follow(), name="quarantine")
+        self._tasks = [asyncio.create_task(self._follow(), name="quarantine")]
 
     async def stop(self) -> None:
-        self._stopping = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        try:
-            await self._redis.aclose()
-        except _Errors as error:
-            log(logging.WARNING, "quarantine not closed cleanly", reason=type(error).__name__)
+        await end(self._tasks)
+        await close(self._redis, "quarantine")
 
     async def open(self, path: str, body: bytes, request_id: str) -> Case:
         """A new request's case. Raises ApiError 422 when it is quarantined."""
         case = Case(self, path, body, request_id)
         if self._suspects:  # else there is nothing to compare its digest with
             suspect = self._suspects.get(await case.digest())
-            if suspect is not None and suspect.until > time.time():
+            if suspect is not None and suspect.until > time.monotonic():
                 case.suspected = True
                 case.deaths |= suspect.deaths
                 if len(suspect.deaths) >= DEATHS:
                     self._metrics.quarantine_refusals.inc()
                     log(logging.WARNING, "quarantined request refused", request_id=request_id)
-                    raise refusal(suspect.until - time.time())
+                    raise refusal(suspect.until - time.monotonic())
         return case
 
     async def remember(self, digest: str, deaths: set[str]) -> float:
         """Returns for how long, in seconds."""
         suspect = self._suspects.pop(digest, None) or _Suspect()
         suspect.deaths |= deaths
-        suspect.until = time.time() + self._seconds
+        suspect.until = time.monotonic() + self._seconds
         self._suspects[digest] = suspect
         while len(self._suspects) > MOST:
             del self._suspects[next(iter(self._suspects))]
         try:
+            until = await self._now() + self._seconds
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zadd(_INDEX, {digest: suspect.until})
+                pipe.zadd(_INDEX, {digest: until})
                 pipe.zremrangebyrank(_INDEX, 0, -MOST - 1)
                 pipe.expire(_INDEX, math.ceil(self._seconds))
                 pipe.sadd(f"{_INDEX}:{digest}", *suspect.deaths)
                 pipe.expire(f"{_INDEX}:{digest}", math.ceil(self._seconds))
                 await pipe.execute()
-        except _Errors as error:
+        except RedisErrors as error:
             log(logging.WARNING, "quarantine kept by this controller alone", reason=type(error).__name__)
         return self._seconds
 
@@ -114,37 +102,45 @@ class Quarantine:
                 pipe.zrem(_INDEX, digest)
                 pipe.delete(f"{_INDEX}:{digest}")
                 await pipe.execute()
-        except _Errors as error:
+        except RedisErrors as error:
             log(logging.WARNING, "quarantine not told of an answer", reason=type(error).__name__)
 
     def count(self) -> None:
         self._metrics.requests_quarantined.inc()
 
     async def _follow(self) -> None:
-        # Asked beside the cancellation, which Python 3.11's wait_for (in the redis client) may swallow.
-        while not self._stopping:
+        while True:
             try:
                 await self._read()
-            except _Errors:
+            except RedisErrors:
                 self._drop_old()  # the registry tells of a lost Redis; what is known here holds meanwhile
             await asyncio.sleep(self._poll_seconds)
 
     async def _read(self) -> None:
-        began = time.time()
-        rows: Any = await self._redis.zrangebyscore(_INDEX, began, "+inf", 0, MOST, withscores=True)
+        now = await self._now()
+        latest = now + self._seconds
+        rows: Any = await self._redis.zrangebyscore(_INDEX, now, "+inf", 0, MOST, withscores=True)
         known = [(name.decode(), float(until)) for name, until in rows]
         async with self._redis.pipeline(transaction=False) as pipe:
-            for digest, _ in known:
+            for digest, until in known:
                 pipe.smembers(f"{_INDEX}:{digest}")
-            deaths = await pipe.execute() if known else []
+                if until > latest:  # Redis's clock went back since it was written
+                    pipe.zadd(_INDEX, {digest: latest}, xx=True, lt=True)
+            answers = await pipe.execute() if known else []
+        deaths = [answer for answer in answers if isinstance(answer, set)]
         for (digest, until), processes in zip(known, deaths, strict=True):
             suspect = self._suspects.setdefault(digest, _Suspect())
             suspect.deaths |= {process.decode() for process in processes}
-            suspect.until = max(suspect.until, until)
+            suspect.until = time.monotonic() + min(until, latest) - now
         self._drop_old()
 
+    async def _now(self) -> float:
+        """By Redis's clock."""
+        seconds, microseconds = await self._redis.time()
+        return float(seconds) + float(microseconds) / 1e6
+
     def _drop_old(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         self._suspects = {digest: one for digest, one in self._suspects.items() if one.until > now}
 
 

@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from server.auth.api_key import ApiKey
+from server.background import end
 from server.limits.answers import Headers, limit_exceeded, limit_headers, limits_unavailable, too_many_at_once
 from server.limits.local import LocalBooks
-from server.limits.shared import LEASE_SECONDS, SharedBooks, SharedErrors
+from server.limits.shared import SharedBooks, SharedErrors
 from server.limits.verdict import Cost, Verdict
 from server.logs import log
 from server.metrics import Metrics
@@ -34,7 +35,7 @@ class Limiter:
         """ValueError if `redis_url` is no URL."""
         self._refuse = settings.limits_without_redis == "refuse"
         self._metrics = metrics
-        self._shared = SharedBooks(settings.redis_url or "")
+        self._shared = SharedBooks(settings.redis_url or "", settings.lease_seconds)
         self._local = LocalBooks()
         self._running: Counter[str] = Counter()  # requests under way here, by key
         self._leases: dict[str, set[str]] = {}  # those of them that hold a place in Redis
@@ -52,14 +53,13 @@ class Limiter:
         return "refusing" if self._refuse else "local"
 
     async def start(self) -> None:
-        self._tasks = [asyncio.create_task(work) for work in (self._reconnect(), self._renew())]
+        work = {"limits reconnect": self._reconnect(), "limits renew": self._renew()}
+        self._tasks = [asyncio.create_task(one, name=name) for name, one in work.items()]
 
     async def stop(self) -> None:
         if self.settling:
             await asyncio.wait(self.settling, timeout=_LAST_SECONDS)
-        for task in (*self._tasks, *self.settling):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self.settling, return_exceptions=True)
+        await end((*self._tasks, *self.settling))
         await self._shared.close()
 
     def enter(self, key: ApiKey) -> Grant:
@@ -136,7 +136,7 @@ class Limiter:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
+            await asyncio.sleep(self._shared.lease_seconds / 3)
             if self._connected:
                 try:
                     await self._prolong(again=False)

@@ -5,6 +5,10 @@ tephra:leases:{name}  sorted set: requests under way, by when their lease ends (
 
 A bucket holds one minute's worth and fills evenly; a missing one is full. A level may be negative, when a request used
 more than was set aside for it. Keys expire once they say nothing more than their absence would.
+
+Where the server's clock went back, buckets fill from the new time on, and leases end one lease after it at the latest.
+Where it went forward, buckets are full once, and requests under way lose their leases: for as long as they run, that
+many more are let in.
 """
 
 _NOW = """
@@ -21,6 +25,10 @@ WEIGH = (
 local take, lease = ARGV[1] == 'take', ARGV[2]
 local names = {'requests', 'tokens', 'images'}
 local at = tonumber(redis.call('HGET', KEYS[1], 'at')) or now
+if at > now then
+  at = now
+  redis.call('HSET', KEYS[1], 'at', now)
+end
 local capacity, cost, level = {}, {}, {}
 local refused, wait = 0, 0
 for i, name in ipairs(names) do
@@ -35,6 +43,9 @@ end
 local most = tonumber(ARGV[4])
 if take and lease ~= '' and most > 0 and refused == 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+  for _, late in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. (now + ARGV[3]), '+inf')) do
+    redis.call('ZADD', KEYS[2], now + ARGV[3], late)
+  end
   if redis.call('ZCARD', KEYS[2]) >= most then refused, wait = 4, 1000 end
 end
 local spare = 0

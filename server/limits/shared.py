@@ -4,37 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-
 from server.auth.api_key import ApiKey
 from server.limits.scripts import RENEW, WEIGH
 from server.limits.verdict import BUCKETS, Bucket, Cost, Limit, Verdict, capacities
+from server.redis_client import RedisErrors, close, connect
 
 PATIENCE = 1.0  # seconds for one answer of Redis: a request waits for it
-LEASE_SECONDS = 30.0  # how long the leases of a controller that died stay taken
+_LEASE = 5.0  # times a worker's lease, that the places of a controller that died stay taken
 _CONNECTIONS = 16
 _AT_ONCE = 500  # leases renewed in one call
 _REFUSERS: tuple[Limit | None, ...] = (None, *BUCKETS, "concurrent")
 
-SharedErrors = (RedisError, OSError)  # the latter with TimeoutError
+SharedErrors = RedisErrors
 
 
 class SharedBooks:
     """Every method raises one of SharedErrors when Redis cannot be reached."""
 
-    def __init__(self, redis_url: str) -> None:
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            redis_url,
-            max_connections=_CONNECTIONS,
-            timeout=PATIENCE,  # for a free connection
-            socket_timeout=PATIENCE,
-            socket_connect_timeout=PATIENCE,
-            retry=Retry(NoBackoff(), 1),  # once, for a pooled connection that went stale
-        )
-        self._redis = redis.asyncio.Redis.from_pool(pool)
+    def __init__(self, redis_url: str, lease_seconds: float) -> None:
+        """`lease_seconds`: a worker's."""
+        self.lease_seconds = _LEASE * lease_seconds
+        self._redis = connect(redis_url, patience=PATIENCE, connections=_CONNECTIONS)
         self._weigh = self._redis.register_script(WEIGH)
         self._renew = self._redis.register_script(RENEW)
 
@@ -50,21 +40,21 @@ class SharedBooks:
         """Prolongs leases; `again` brings back those that Redis has lost."""
         for start in range(0, len(leases), _AT_ONCE):
             some = leases[start : start + _AT_ONCE]
-            arguments = [int(LEASE_SECONDS * 1000), "ALL" if again else "XX", *some]
+            arguments = [int(self.lease_seconds * 1000), "ALL" if again else "XX", *some]
             await self._renew(keys=[_leases(name)], args=arguments)
 
     async def ping(self) -> None:
         await self._redis.ping()
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await close(self._redis, "limits")
 
     async def _call(self, verb: str, key: ApiKey, cost: Cost, lease: str) -> Verdict:
         limits = capacities(key.limits)
         paired = [value for pair in zip(limits, cost.amounts, strict=True) for value in pair]
         result = await self._weigh(
             keys=[f"tephra:limits:{{{key.name}}}", _leases(key.name)],
-            args=[verb, lease, int(LEASE_SECONDS * 1000), key.limits.concurrent or 0, *paired],
+            args=[verb, lease, int(self.lease_seconds * 1000), key.limits.concurrent or 0, *paired],
         )
         refused, wait, *rest = (int(value) for value in result)
         buckets = {

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 
+from server.background import end
 from server.logs import log
 from server.metrics import Metrics
 from server.protocol.errors import ApiError, unavailable
@@ -33,25 +34,18 @@ class Membership:
         self._metrics = metrics
         self._watch = StateWatch(table, metrics)
         self._era = ""
-        self._task: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
         self.connected = False
 
     async def start(self) -> None:
         """Reads the table once, then follows it. Raises one of StoreErrors when Redis cannot be reached."""
         await self._refresh(established=True)
         self._set_connected(True)
-        self._task = asyncio.create_task(self._follow(), name="registry")
+        self._tasks = [asyncio.create_task(self._follow(), name="registry")]
 
     async def stop(self) -> None:
-        self._stopping = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        try:
-            await self._store.close()
-        except StoreErrors as error:
-            log(logging.WARNING, "registry not closed cleanly", reason=type(error).__name__)
+        await end(self._tasks)
+        await self._store.close()
 
     async def join(self, registration: Registration) -> None:
         record = WorkerRecord(registration, registration.load, True)
@@ -166,8 +160,7 @@ class Membership:
 
     async def _follow(self) -> None:
         backoff = 0.1
-        # Asked beside the cancellation, which Python 3.11's wait_for (in the redis client) may swallow.
-        while not self._stopping:
+        while True:
             try:
                 if not self.connected:
                     await self._store.reconnect()
@@ -195,18 +188,24 @@ class Membership:
         log(logging.INFO, "registry is back", workers=len(self._table))
 
     async def _refresh(self, *, established: bool = False) -> None:
-        """Takes over what Redis holds; forgets whom neither Redis nor this controller has heard for a lease."""
+        """Takes over what Redis holds; forgets whom neither Redis nor this controller has heard for a lease.
+
+        Whether Redis still has a worker's record does not decide: it keeps leases by its time of day, which may jump.
+        A record that stays but is not renewed says nothing; a report that came a moment ago holds without its record.
+        """
         began = time.monotonic()
         snapshot = await self._read_all()
         if not snapshot.era or snapshot.era != self._era:
             await self._remind()
             snapshot = await self._read_all()
         for member in snapshot.members:
-            self._table.put(self._newest(member, began), established=established)
+            if not self._table.gave_up(member.record):
+                self._table.put(self._newest(member, began), established=established)
         present = {member.record.id for member in snapshot.members}
-        limit = time.monotonic() - self._settings.lease_seconds
+        lease = self._settings.lease_seconds
         for worker in list(self._table):
-            if worker.id not in present and worker.heard_here_at < limit:
+            # By way of Redis a report may be late by as much as it takes to read it.
+            if worker.unheard_seconds > (2 * lease if worker.id in present else lease):
                 log(logging.WARNING, "worker forgotten: its lease ran out", worker=worker.id)
                 self._table.forget(worker.id)
 

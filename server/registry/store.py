@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from server.redis_client import RedisErrors, close, connect
 from server.registry.records import Drain, Member, WorkerRecord
 
 _INDEX = "tephra:workers"
 _CHANNEL = "tephra:members"
 _ERA = "tephra:era"
 _PATIENCE = 2.0  # seconds for one answer of Redis
+_CONNECTIONS = 16
 _DRAIN_SECONDS = 24 * 3600  # that a drain outlives the worker's last heartbeat
 MAX_WORKERS = 10_000
 
@@ -32,7 +31,7 @@ _encode = msgspec.json.Encoder().encode
 _record_decoder = msgspec.json.Decoder(WorkerRecord)
 _drain_decoder = msgspec.json.Decoder(Drain)
 
-StoreErrors = (RedisError, OSError)  # the latter with TimeoutError
+StoreErrors = RedisErrors
 _Stored = TypeVar("_Stored")
 
 
@@ -57,13 +56,7 @@ class RegistryStore:
     """Every method raises one of StoreErrors when Redis cannot be reached."""
 
     def __init__(self, redis_url: str, lease_seconds: float) -> None:
-        self._redis = redis.asyncio.Redis.from_url(
-            redis_url,
-            socket_timeout=_PATIENCE,
-            socket_connect_timeout=_PATIENCE,
-            max_connections=16,
-            retry=Retry(NoBackoff(), 1),  # once, for a pooled connection that went stale
-        )
+        self._redis = connect(redis_url, patience=_PATIENCE, connections=_CONNECTIONS)
         self._lease_ms = int(lease_seconds * 1000)
         self._changes = self._redis.pubsub(ignore_subscribe_messages=True)
 
@@ -144,8 +137,11 @@ class RegistryStore:
         await old.aclose()
 
     async def close(self) -> None:
-        await self._changes.aclose()
-        await self._redis.aclose()
+        try:
+            await self._changes.aclose()
+        except RedisErrors:
+            pass  # a subscription that is lost is closed, too
+        await close(self._redis, "registry")
 
 
 def _text(value: bytes | str) -> str:

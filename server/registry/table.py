@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from server.health.rules import HealthRules
 from server.metrics import Metrics
 from server.registry.costs import settle
-from server.registry.records import Member
+from server.registry.records import Member, WorkerRecord
 from server.registry.worker import Worker
 
 _REMEMBERED_MODELS = 1000
@@ -88,6 +88,10 @@ class WorkerTable:
         if worker is not None:
             self.lost.append((worker, time.monotonic()))
             worker.give_up()
+
+    def gave_up(self, record: WorkerRecord) -> bool:
+        """Whether a worker was forgotten with just this record, which nothing has renewed since."""
+        return record.id not in self._workers and any(worker.record == record for worker, _ in self.lost)
 
     def lately_lost(self) -> list[tuple[Worker, float]]:
         """Workers that were lost and did not come back, with the seconds since; the last first."""

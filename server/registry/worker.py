@@ -123,6 +123,11 @@ class Worker:
         return time.monotonic() - self._heard_at
 
     @property
+    def unheard_seconds(self) -> float:
+        """Since its last report, or since it was taken to be alive without one."""
+        return time.monotonic() - max(self._heard_at, self.heard_here_at)
+
+    @property
     def measure(self) -> Measure:
         """What tokens cost there, as it told last."""
         return Measure(_costs(self.record.load), time.monotonic() - self._measured_at)

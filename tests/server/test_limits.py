@@ -287,8 +287,24 @@ async def test_limits_fill_by_the_clock_of_redis_alone(start_controller, start_w
         assert abs(at / 1000 - store.time()[0]) < 60
         store.hset("tephra:limits:{acme}", "at", at + 3_600_000)  # the server's own clock went back an hour
         assert (await client.chat("hi", headers=key))[0] == 429
+        at = int(store.hget("tephra:limits:{acme}", "at"))
+        assert abs(at / 1000 - store.time()[0]) < 60  # it fills by the new time from now on
         store.hset("tephra:limits:{acme}", "at", at - 60_000)
     assert (await client.chat("hi", headers=key))[0] == 200
+
+
+async def test_places_of_the_dead_become_free_after_a_lease_although_the_clock_of_redis_went_back(
+    start_controller, start_worker, make_key, redis_url
+):
+    key = make_key(concurrent=1)
+    client = await start_controller(keys_file=make_key.file)
+    await start_worker("w1", client)
+    with redis.Redis.from_url(redis_url) as store:
+        seconds, _ = store.time()
+        store.zadd("tephra:leases:{acme}", {"dead": (seconds + 3600) * 1000})
+        assert (await client.chat("hi", headers=key))[0] == 429
+        (_, ends), *others = store.zrange("tephra:leases:{acme}", 0, -1, withscores=True)
+        assert not others and ends / 1000 - store.time()[0] <= 5 * client.controller.settings.lease_seconds + 1
 
 
 async def test_streams_carry_the_headers_too(start_controller, start_worker, make_key):

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+import redis
 from aiohttp import web
 
 from server.state import EmbeddedValkey
@@ -105,6 +106,22 @@ async def test_a_request_that_is_answered_after_a_death_is_not_held_to_it(client
         assert (await client.chat("harmless"))[0] == 200
         one.handler, other.handler = healthy
     assert await client.metric("requests_quarantined_total") == 0
+
+
+async def test_no_jump_of_the_clock_of_redis_makes_it_last_longer(start_controller, town, until, redis_url):
+    first = await start_controller(quarantine_seconds=2.0)
+    second = await start_controller(quarantine_seconds=2.0)
+    workers = await town(first, 3)
+    await until(lambda: len(second.controller.table) == 3)
+    assert (await first.chat(POISON))[0] == 422
+    before = poisoned(workers)
+    with redis.Redis.from_url(redis_url) as store:
+        (digest, ends), *_ = store.zrange("tephra:poison", 0, -1, withscores=True)
+        store.zadd("tephra:poison", {digest: ends + 3600})  # as it stands after the clock went back an hour
+        await until(lambda: store.zscore("tephra:poison", digest) <= store.time()[0] + 3)
+    await asyncio.sleep(2.5)
+    assert (await second.chat(POISON))[0] == 422
+    assert poisoned(workers) > before  # it was tried again
 
 
 async def test_without_redis_a_controller_goes_by_what_it_knows_itself(start_controller, town):

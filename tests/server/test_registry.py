@@ -140,3 +140,27 @@ async def test_a_record_that_cannot_be_read_is_passed_over(client, start_worker,
     assert [worker.id for worker in client.controller.table] == ["w1"]
     with redis.Redis.from_url(redis_url) as state:
         await until(lambda: b"gone" not in state.smembers("tephra:workers"))
+
+
+async def test_leases_do_not_hang_on_the_time_of_day_of_redis(start_controller, start_worker, redis_url, until):
+    """Where its clock goes forward all leases seem over; where it goes back they hardly end."""
+    client = await start_controller(lease_seconds=LEASE)
+    other = await start_controller(lease_seconds=LEASE)
+    worker = await start_worker("w1", client)
+    await until(lambda: len(other.controller.table) == 1)
+    known = other.controller.table.get("w1")
+    with redis.Redis.from_url(redis_url) as store:
+        for _ in range(20):
+            store.delete("tephra:worker:w1")
+            await asyncio.sleep(0.02)
+        assert other.controller.table.get("w1") is known  # heard by way of Redis a moment ago
+        await until(lambda: store.exists("tephra:worker:w1"))
+        worker.silence()
+        store.persist("tephra:worker:w1")
+        for one in (client, other):
+            await until(lambda one=one: len(one.controller.table) == 0)
+        await asyncio.sleep(LEASE)
+        assert store.exists("tephra:worker:w1")
+        assert len(client.controller.table) == len(other.controller.table) == 0
+        await worker.join(client.url)
+        await until(lambda: len(other.controller.table) == 1)
