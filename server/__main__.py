@@ -95,6 +95,7 @@ def _share(settings: Settings) -> Settings:
     return replace(
         settings,
         max_inflight=part(settings.max_inflight),
+        max_connections=part(settings.max_connections),
         max_inflight_bytes=part(settings.max_inflight_bytes),
         media_concurrency=part(settings.media_concurrency),
     )

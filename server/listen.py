@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -14,9 +16,12 @@ import uvicorn
 
 from server.app import create_app
 from server.controller import Controller
-from server.protocol.heads import BoundedProtocol
+from server.logs import log
+from server.protocol.connections import Connections
+from server.protocol.heads import bounded
 
 _KEEP_ALIVE = 75  # seconds an idle client connection is kept
+_OTHER_FILES = 256  # open files besides: Redis, pictures, logs
 _LAST_WORDS = 0.3  # seconds, of the time to stop, for error events to reach their clients
 
 
@@ -51,6 +56,20 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _affordable(connections: int) -> int:
+    """At most so many as there may be open files, of which a request may need two; raises that bound where it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            fit = max(1, (soft - _OTHER_FILES) // 2)
+            log(logging.WARNING, "fewer connections than set: too few open files are allowed", connections=fit)
+            return fit
+    return connections
+
+
 class _Uvicorn(uvicorn.Server):
     """Leaves signals alone and tells when it listens."""
 
@@ -73,11 +92,18 @@ class ControllerServer:
     def __init__(self, controller: Controller, listener: socket.socket) -> None:
         self._controller = controller
         self._listener = listener
+        settings, metrics = controller.settings, controller.metrics
+        connections = Connections(
+            _affordable(settings.max_connections),
+            settings.max_connections_per_address,
+            metrics.connections.inc,
+            lambda verdict: metrics.connections_dropped.labels(verdict).inc(),
+        )
         self._deadline = controller.settings.shutdown_seconds
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 create_app(controller),
-                http=BoundedProtocol,
+                http=bounded(connections),
                 ws="none",
                 lifespan="off",  # start() and wait() below do it, so that an error at start stays ours to word
                 log_config=None,

@@ -30,6 +30,10 @@ class Metrics:
         self.inflight_bytes = self._gauge(
             "inflight_bytes", "Memory held for request bodies and pictures under way.", merge="livesum"
         )
+        self.connections = self._gauge("connections", "Clients' connections that are open.", merge="livesum")
+        self.connections_dropped = self._counter(
+            "connections_dropped", "Clients' connections that were one too many, by what became of them.", "verdict"
+        )
         self.ttft = self._histogram(
             "time_to_first_token_seconds", "From a request's arrival to the first byte of a streamed answer.", _TTFT
         )
@@ -82,7 +86,7 @@ class Metrics:
         )
 
     def forget_worker(self, worker_id: str) -> None:
-        for outcome in ("ok", "refused", "failed", "unreachable", "abandoned"):
+        for outcome in ("ok", "refused", "failed", "unreachable", "abandoned", "expired"):
             self.worker_requests.remove(worker_id, outcome)
 
     def exposition(self, workers: Collection[str]) -> bytes:

@@ -23,7 +23,7 @@ from server.health.worker import Outcome
 from server.logs import log
 from server.metrics import Metrics
 from server.probes import Probes
-from server.protocol.call_headers import TENANT, TIMEOUT, TIMINGS, read_timings, write_timeout
+from server.protocol.call_headers import DEADLINE_EXCEEDED, TENANT, TIMEOUT, TIMINGS, read_timings, write_timeout
 from server.protocol.continuing import ALIVE_SECONDS, CONTINUE, RESUMABLE
 from server.protocol.errors import ApiError, unavailable
 from server.quarantine import Case, Quarantine
@@ -243,7 +243,9 @@ class Relay:
                             raise Failed("disconnected", died=True, may_repeat_here=True)
                     else:
                         answer = await read_whole(response, self._settings.max_answer_bytes)
+                expired = stream is None and answer.error_code == DEADLINE_EXCEEDED
                 if reply.started and (stream is None or not stream.resumable):
+                    outcome = "expired" if expired else "failed"
                     raise Failed(f"status_{response.status}")
                 if not reply.started:
                     _note_timings(response, journey.record)
@@ -255,7 +257,7 @@ class Relay:
                     worker.health.record("ok", time.perf_counter() - began)
                     flowing = True
                     await self._pass_on(stream, first, clock, journey)
-            outcome = "ok" if reply.status < 400 else "refused" if reply.status < 500 else "failed"
+            outcome = _outcome(reply.status, expired=expired)
         except asyncio.CancelledError:
             outcome = "abandoned"
             raise
@@ -386,6 +388,13 @@ class Relay:
         return ApiError(
             502, f"The worker {what} before the answer was complete.", type="server_error", code="stream_broken"
         )
+
+
+def _outcome(status: int, *, expired: bool) -> Outcome:
+    """Of an answer that was passed on. The client's time being over is none of the worker's faults."""
+    if expired:
+        return "expired"
+    return "ok" if status < 400 else "refused" if status < 500 else "failed"
 
 
 def _note_timings(response: aiohttp.ClientResponse, record: RequestRecord) -> None:

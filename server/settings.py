@@ -19,8 +19,10 @@ class Settings:
     """What `python -m server` can be told. Sizes in bytes, times in seconds unless the name says otherwise."""
 
     host: str = setting("127.0.0.1", "address to listen on")
-    port: int = setting(8000, "port to listen on; 0 takes a free one")
-    processes: int = setting(1, "controller processes on the port; they share out the max-inflight limits", least=1)
+    port: int = setting(8000, "port to listen on; 0 takes a free one", most=65535)
+    processes: int = setting(
+        1, "controller processes on the port; they share out the max-inflight limits", least=1, most=MOST_PROCESSES
+    )
     redis_url: str | None = setting(
         None, "shared state, e.g. redis://host:6379/0; without it an embedded Valkey is started", secret=True
     )
@@ -56,6 +58,10 @@ class Settings:
     body_seconds: float = setting(60.0, "most time for a request body to arrive")
     request_seconds: float = setting(1800.0, "most time for a request and its answer", least=0.001)
     max_inflight: int = setting(1024, "requests under way at once; more are answered 429")
+    max_connections: int = setting(
+        4096, "clients' connections open at once; one that waits gives way to a new one, else 503; 0: no bound"
+    )
+    max_connections_per_address: int = setting(0, "of them from one address, at each process; 0: no bound")
     max_queue: int = setting(256, "requests that may wait at each worker of a model; more: 429; 0: no bound")
     max_inflight_bytes: int = setting(2048 * MIB, "memory for request bodies and pictures under way; more: 429")
     max_image_bytes: int = setting(20 * MIB, "largest picture, encoded")
@@ -86,19 +92,15 @@ class Settings:
         600.0, "how long a request at which two workers were lost is refused", least=0.001
     )
     breaker_failures: int = setting(3, "failed attempts in a row after which a worker gets no requests", least=1)
-    breaker_failure_rate: float = setting(0.5, "share of a worker's attempts that may fail, 0 to 1")
+    breaker_failure_rate: float = setting(0.5, "share of a worker's attempts that may fail, 0 to 1", most=1)
     breaker_window_seconds: float = setting(30.0, "time over which a worker's failures and speed are judged")
     breaker_open_seconds: float = setting(5.0, "how long a failing worker gets none; doubled while probes fail")
-    ejected_share: float = setting(0.34, "most share of a model's workers set aside as outliers; 0: none")
+    ejected_share: float = setting(0.34, "most share of a model's workers set aside as outliers; 0: none", most=1)
     slow_start_seconds: float = setting(10.0, "until a worker that joined or recovered gets its full share; 0: at once")
     shutdown_seconds: float = setting(3.0, "most time to finish answers after SIGTERM")
 
     def __post_init__(self) -> None:
         check(self)
-        if self.port > 65535:
-            raise SettingsError(f"--port: {self.port} is no port")
-        if self.processes > MOST_PROCESSES:
-            raise SettingsError(f"--processes: {self.processes} is more than {MOST_PROCESSES}")
         if not self.lease_seconds > self.heartbeat_seconds > 0:
             raise SettingsError("--lease-seconds must be longer than --heartbeat-seconds, and both above 0")
         if self.poll_seconds <= 0:

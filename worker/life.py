@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from server.protocol.heads import BoundedProtocol
+from server.protocol.connections import Connections
+from server.protocol.heads import bounded
 from server.protocol.registration import Heartbeat, HeartbeatAnswer, Registration, WorkerLoad
 from worker.api.app import create_app
 from worker.engine.protocol import EngineError
@@ -105,7 +106,7 @@ class Worker:
         return uvicorn.Config(
             create_app(service),
             loop="none",
-            http=BoundedProtocol,
+            http=bounded(Connections()),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -27,7 +27,7 @@ class WorkerSettings:
         None, "prompt format to serve with, by name (v1, qwen_1_5, ...) or a Jinja file; default: the checkpoint's"
     )
     host: str = setting("127.0.0.1", "address to listen on")
-    port: int = setting(8100, "port to listen on; 0 takes a free one")
+    port: int = setting(8100, "port to listen on; 0 takes a free one", most=65535)
 
     controller_url: str | None = setting(
         None, "controller to join, e.g. http://127.0.0.1:8000; none: serve alone", short="--controller"
@@ -99,8 +99,6 @@ class WorkerSettings:
         check(self)
         if not self.model:
             raise SettingsError("--model (TEPHRA_MODEL): a checkpoint directory is needed")
-        if self.port > 65535:
-            raise SettingsError(f"--port: {self.port} is no port")
         for name in ("controller_url", "worker_url"):
             url = getattr(self, name)
             if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):

@@ -17,6 +17,7 @@ Outcome = Literal[
     "failed",  # an answer that broke off, never came, made no sense, or said 5xx
     "unreachable",  # no connection could be made: nothing listens there
     "abandoned",  # the client left: tells nothing
+    "expired",  # the time that the client gave the request was over: tells nothing
 ]
 
 FIRST_SHARE = 0.1  # of a full share, with which a slow start begins

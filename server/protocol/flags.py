@@ -27,17 +27,18 @@ def setting(
     *,
     kind: type | None = None,
     least: float = 0,
+    most: float = math.inf,
     secret: bool = False,
     choices: tuple[str, ...] = (),
     short: str | None = None,
 ) -> Any:
     """A field of a settings dataclass.
 
-    `kind` is the type of a setting whose default is None (str unless said otherwise), `least` the smallest number,
-    `short` another flag for it. A secret is kept out of `repr`.
+    `kind` is the type of a setting whose default is None (str unless said otherwise), `least` and `most` the smallest
+    and the largest number, `short` another flag for it. A secret is kept out of `repr`.
     """
     kind = kind or (str if default is None else type(default))
-    about = {"help": help, "kind": kind, "least": least, "choices": choices, "short": short}
+    about = {"help": help, "kind": kind, "least": least, "most": most, "choices": choices, "short": short}
     return field(default=default, repr=not secret, metadata=about)
 
 
@@ -50,13 +51,17 @@ def environment_name(name: str) -> str:
 
 
 def check(settings: Any) -> None:
-    """Holds every field against its choices and its least number. Raises SettingsError."""
+    """Holds every field against its choices and its bounds. Raises SettingsError."""
     for item in fields(settings):
-        value, choices, least = getattr(settings, item.name), item.metadata["choices"], item.metadata["least"]
+        value, choices = getattr(settings, item.name), item.metadata["choices"]
         if choices and value not in choices:
             raise SettingsError(f"{flag(item.name)}: expected one of {', '.join(choices)}, got {value!r}")
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value < least:
-            raise SettingsError(f"{flag(item.name)}: {value} is too small")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            least, most = item.metadata["least"], item.metadata["most"]
+            if value < least:
+                raise SettingsError(f"{flag(item.name)}: expected at least {least:g}, got {value:g}")
+            if value > most:
+                raise SettingsError(f"{flag(item.name)}: expected at most {most:g}, got {value:g}")
 
 
 def read(kind: type[S], arguments: Sequence[str], environment: Mapping[str, str], *, prog: str, about: str) -> S:

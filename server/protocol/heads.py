@@ -1,4 +1,4 @@
-"""Bounds on a request's head and on what a connection may go on sending, which uvicorn does not have itself.
+"""Bounds on a request's head, on what a connection may go on sending and on connections, which uvicorn does not have.
 
 Shared by controller and worker. Just beyond the bounds of `check_head` a client gets OpenAI's error shape; far beyond
 them, or when a head does not come to an end, the connection is cut.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
+from typing import Any, cast
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.protocol.connections import TOO_MANY, Connections
 from server.protocol.errors import ApiError, bad_request
 
 MAX_HEADER_BYTES = 32 * 1024
@@ -50,11 +53,22 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_body = False
     _linger_timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, *, connections: Connections, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._open = connections
+        self.address = ""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_head()
+        self.address = self.client[0] if self.client else ""
+        if self._open.open(self):
+            self._expect_head()
+        else:
+            self.transport.write(TOO_MANY)
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._open.close(self)
         self._head_done()
         self._body_done()
         super().connection_lost(exc)
@@ -73,6 +87,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_done()
         self._in_body = True
+        self._open.busy(self)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -81,9 +96,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            self._open.idle(self)
         if self._in_body and self._linger_timer is None:
             # uvicorn drops what comes, and forgets its own timer with the first byte of it.
             self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self._give_up)
+
+    def give_way(self) -> None:
+        self.transport.close()
 
     def _expect_head(self) -> None:
         self._head_done()
@@ -106,3 +126,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def bounded(connections: Connections) -> type[asyncio.Protocol]:
+    """What uvicorn makes a protocol from, for every connection of a server."""
+    return cast(type[asyncio.Protocol], partial(BoundedProtocol, connections=connections))

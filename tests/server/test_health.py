@@ -175,6 +175,21 @@ def test_the_slow_and_the_failing_are_found() -> None:
     assert find_outliers([*usual, Standing("new", True, 4, 4, 30.0)], RULES) == []
 
 
+async def test_a_worker_is_not_blamed_for_the_time_that_a_client_gives(client, start_worker):
+    worker = await start_worker("w1", client)
+
+    async def too_late(request):
+        error = {"message": "The time was over.", "type": "timeout", "code": "deadline_exceeded"}
+        return web.json_response({"error": error}, status=504)
+
+    worker.handler = too_late
+    for _ in range(2 * RULES.least_attempts):
+        assert (await client.chat("hi"))[0] == 504
+    assert len(worker.bodies) == 2 * RULES.least_attempts
+    health = client.controller.table.get("w1").health
+    assert (health.breaker, health.window.attempts) == ("closed", 0)
+
+
 async def test_a_failing_worker_is_probed_by_one_request_at_a_time_and_used_again_when_it_answers(
     start_controller, start_worker, until
 ):

@@ -88,9 +88,13 @@ def test_settings_come_from_flags_then_environment_then_defaults():
         ["--lease-seconds", "1"],
         ["--heartbeat-seconds", "nan"],
         ["--poll-seconds", "0"],
+        ["--breaker-failure-rate", "1.5"],
+        ["--ejected-share", "34"],
     ):
         with pytest.raises(SettingsError, match=bad[0]):
             read_settings(bad, {})
+    with pytest.raises(SettingsError, match="--ejected-share: expected at most 1, got 34"):
+        read_settings(["--ejected-share", "34"], {})
 
 
 def test_secrets_are_not_shown_with_the_settings():

@@ -22,7 +22,8 @@ from model.config import LlavaConfig
 from model.images import read_preprocessor
 from model.prompts import load_prompter
 from model.tiny import make_tiny_checkpoint
-from server.protocol.heads import BoundedProtocol
+from server.protocol.connections import Connections
+from server.protocol.heads import bounded
 from worker.api.app import create_app
 from worker.engine.config import EngineConfig
 from worker.engine.native import NativeEngine
@@ -128,7 +129,7 @@ async def serving(service: Service) -> AsyncIterator[tuple[uvicorn.Server, int]]
     config = uvicorn.Config(
         create_app(service),
         port=0,
-        http=BoundedProtocol,
+        http=bounded(Connections()),
         ws="none",
         lifespan="off",
         log_config=None,

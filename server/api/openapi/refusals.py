@@ -38,6 +38,7 @@ EVERYWHERE = (
     Refusal(400, "invalid_host", "No Host header, several, or one that names no host"),
     Refusal(431, None, "More than 128 headers, or more than 32 KiB of them with the address"),
     Refusal(500, "internal_error", "A fault of the controller"),
+    Refusal(503, "too_many_connections", "All of --max-connections have a request under way"),
 )
 CLIENT_KEY = (
     Refusal(401, "invalid_api_key", "No key, a wrong one, or more than one Authorization header"),
