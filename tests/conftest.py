@@ -38,7 +38,7 @@ STOP_SECONDS = 15.0
 MODEL = "tiny"
 KEY = "a-clients-key"
 SECRET = "the-workers-secret"
-# By the names of `server.settings` and `worker.settings`; a worker's may depend on its name.
+# By the names of `server.settings` and `worker.settings`; a worker's may depend on its name. `environment`: more of it.
 Settings = Mapping[str, object]
 _READY = re.compile(r"^Tephra \w+ ready(?: at|:) (http://\S+)", re.MULTILINE)
 
@@ -60,7 +60,9 @@ class Process:
         self.url = ""
         self._module = module
         self._folder = folder
-        self._settings = {f"TEPHRA_{key.upper()}": str(value) for key, value in settings.items()}
+        given = dict(settings)
+        environment: Mapping[str, str] = given.pop("environment", {})  # type: ignore[assignment]
+        self._settings = {f"TEPHRA_{key.upper()}": str(value) for key, value in given.items()} | dict(environment)
         self._starts = 0
         self._asked = False
         self._lifeline: subprocess.Popen[bytes] | None = None
@@ -198,6 +200,12 @@ class System:
         match = re.search(rf'^vllm:{name}{{model_name="{MODEL}"}} (\S+)$', text, re.MULTILINE)
         assert match is not None, name
         return float(match[1])
+
+    def metric(self, name: str) -> float:
+        """The sum of the controller's samples of this name, labels or not."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as response:
+            text = response.read().decode()
+        return sum(map(float, re.findall(rf"^tephra_controller_{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)))
 
     def idle(self) -> bool:
         """No worker has anything in hand."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import socket
 import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,6 +19,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from server.auth.keys_file import new_key
 from server.state import EmbeddedValkey
 
 
@@ -104,6 +107,81 @@ async def caller(system: Any, pictures: Any) -> AsyncIterator[Caller]:
         yield Caller(client, system, pictures)
 
 
+class Traffic:
+    """Requests that go on all the time, streamed and not, each compared with what was answered before."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._right: dict[int, str] = {}
+        self._numbers = itertools.count()
+        self._over = False
+        self.asked = 0
+        self.faults: list[str] = []
+        self.longest = 0.0  # seconds for one request
+
+    async def __aenter__(self) -> Traffic:
+        for number in range(4):
+            self._right[number] = (await self._caller.ask(number, stream=False)).text
+        self._tasks = [asyncio.create_task(self._keep_asking()) for _ in range(3)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over = True
+        await asyncio.gather(*self._tasks)
+
+    async def _keep_asking(self) -> None:
+        while not self._over:
+            number = next(self._numbers)
+            began = time.monotonic()
+            try:
+                outcome = await self._caller.ask(number % 4, stream=number % 3 != 0)
+            except openai.OpenAIError as error:
+                self.faults.append(repr(error))
+            else:
+                if outcome.error or outcome.text != self._right[number % 4]:
+                    self.faults.append(repr(outcome))
+            self.asked += 1
+            self.longest = max(self.longest, time.monotonic() - began)
+
+
+@pytest.fixture
+def traffic(caller: Caller) -> Traffic:
+    return Traffic(caller)
+
+
+class Keys:
+    """A file of keys with limits, and requests by them."""
+
+    def __init__(self, file: Path) -> None:
+        file.touch()
+        self.file = str(file)
+
+    async def make(self, *urls: str, **limits: int) -> str:
+        """A key with these limits, that the controllers at `urls` know."""
+        key = new_key(Path(self.file), f"key-{secrets.token_hex(4)}", **limits)
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session, asyncio.timeout(240):
+            for url in urls:
+                while (await session.get(f"{url}/v1/models")).status == 401:
+                    await asyncio.sleep(0.1)
+        return key
+
+    async def use(self, key: str, system: Any, url: str = "") -> int:
+        """The status of one request's answer."""
+        body = {"model": system.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        headers = {"Authorization": f"Bearer {key}", "X-Request-Timeout": "100"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url or system.url}/v1/chat/completions", json=body, headers=headers) as response,
+        ):
+            await response.read()
+            return response.status
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return Keys(tmp_path_factory.mktemp("keys") / "keys.jsonl")
+
+
 class Wall:
     """A TCP proxy in front of a worker. While it is up it takes everything and passes on nothing."""
 
@@ -185,6 +263,7 @@ class Liar:
         )
 
     async def __aenter__(self) -> Liar:
+        self.dripping = 0  # answers that it sends byte by byte now
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self._url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         self._session = aiohttp.ClientSession()
@@ -197,6 +276,10 @@ class Liar:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
+
+    def only_drips(self) -> None:
+        """From now on it sends its answers a byte at a time, and they never end."""
+        self._answers = itertools.cycle((self._drip_plain, self._drip_events))
 
     async def join(self, system: Any) -> None:
         self._workers = f"{system.url}/internal/workers"
@@ -251,6 +334,23 @@ class Liar:
         for _ in range(20):
             await self._say(writer, b"x")
             await asyncio.sleep(0.2)
+
+    async def _drip_plain(self, writer: asyncio.StreamWriter) -> None:
+        await self._say(writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        await self._drip_on(writer)
+
+    async def _drip_events(self, writer: asyncio.StreamWriter) -> None:
+        await self._say(writer, _STREAM + b"data: ")
+        await self._drip_on(writer)
+
+    async def _drip_on(self, writer: asyncio.StreamWriter) -> None:
+        self.dripping += 1
+        try:
+            while True:
+                await self._say(writer, b" ")
+                await asyncio.sleep(0.05)
+        finally:
+            self.dripping -= 1
 
     async def _say(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         writer.write(data)
