@@ -10,6 +10,7 @@ import torch
 from numba import carray
 
 from model.cpu.kernels.numbers import exp, narrow, ordered_back, ordered_wide, wide
+from model.cpu.kernels.pairs import TOKENS, WIDTH, mix_pairs, multiplies_pairs, score_pairs
 from model.cpu.kernels.team import address, compiled, every, kernel, share
 
 _ZERO = np.float32(0.0)
@@ -31,7 +32,8 @@ def attend_paged(
     scale = int(np.float32(width**-0.5).view(np.int32))
     places = (part.data_ptr() for part in (q, pool, tables, firsts, lengths, out))
     # Rows may be of any length, so a thread takes every n-th pair of row and key head: the first number is of pairs.
-    _attend(rows * kv_heads, rows, heads, kv_heads, width, slots, tables.shape[1], block, scale, *places)
+    attend = _attend_pairs if multiplies_pairs() and width % WIDTH == 0 else _attend
+    attend(rows * kv_heads, rows, heads, kv_heads, width, slots, tables.shape[1], block, scale, *places)
     return out
 
 
@@ -87,6 +89,74 @@ def _attend(place):
         for member in range(group):
             for column in range(width):
                 out[row, head * group + member, column] = narrow(mixed[member, column])
+
+
+@kernel
+def _attend_pairs(place):
+    """The same with products of bfloat16 pairs: weights are rounded to bfloat16."""
+    a = carray(place, 15, np.int64)
+    pairs, rows, heads, kv_heads, width, slots, blocks, block = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
+    scale = np.int32(a[8]).view(np.float32)
+    group = heads // kv_heads
+    tables = carray(address(a[11]), (rows, blocks), np.int32)
+    firsts = carray(address(a[12]), rows, np.int32)
+    lengths = carray(address(a[13]), rows, np.int32)
+    out = carray(address(a[14]), (rows, heads, width), np.uint16)
+    mixed = np.empty((group, width), np.float32)
+    number, threads = every()
+    for pair in range(number, pairs, threads):
+        row, head = pair // kv_heads, pair % kv_heads
+        first, count = firsts[row], lengths[row] - firsts[row]
+        many = (count + TOKENS - 1) // TOKENS
+        # Filled up with the last token: what others left behind is never read.
+        places = np.empty((many, TOKENS), np.int64)
+        for token in range(many * TOKENS):
+            own = first + min(token, count - 1)
+            slot = np.int64(tables[row, own // block]) * block + own % block
+            places[token // TOKENS, token % TOKENS] = 2 * (head * slots + slot) * width
+        queries = a[9] + 2 * (row * heads + head * group) * width
+        scores = np.zeros((group, many * TOKENS), np.float32)
+        weights = np.zeros((group, many * TOKENS), np.uint16)
+        keys, values = a[10], a[10] + 2 * kv_heads * slots * width
+        places += keys
+        for part in range(many):
+            score_pairs(
+                places[part].ctypes.data, queries, width, group, scores[:, part * TOKENS :].ctypes.data, many * TOKENS
+            )
+        places += values - keys
+        mixed[:] = _ZERO
+        factors = np.empty(group, np.float32)
+        for member in range(group):
+            factors[member] = _weigh(scores[member, :count], scale, weights[member, :count])
+        for part in range(many):
+            mix_pairs(
+                places[part].ctypes.data,
+                weights[:, part * TOKENS :].ctypes.data,
+                many * TOKENS,
+                width,
+                group,
+                mixed.ctypes.data,
+            )
+        for member in range(group):
+            for column in range(width):
+                out[row, head * group + member, column] = narrow(mixed[member, column] * factors[member])
+
+
+@compiled
+def _weigh(scores, scale, weights):
+    """weights, bfloat16: e to the scores times scale, none above one; returned is what makes their sum one. A NaN
+    spreads over all."""
+    count = len(scores)
+    highest = np.int32(-(2**31))
+    for token in range(count):
+        highest = max(highest, ordered_wide(scores[token]))
+    top = ordered_back(highest)
+    total = _ZERO
+    for token in range(count):
+        power = exp((scores[token] - top) * scale)
+        weights[token] = narrow(power)
+        total += power
+    return np.float32(1.0) / total
 
 
 @compiled

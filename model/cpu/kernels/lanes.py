@@ -40,7 +40,7 @@ def dots(rows: int, columns: int) -> Callable[..., None]:
         typingctx: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, depth: Any, c: Any, c_stride: Any
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Writer(builder).dots(rows, columns, *arguments)
+            Writer(builder).dots(rows, columns, *arguments)
             return context.get_dummy_value()
 
         return types.void(*[_NUMBER] * 7), generate
@@ -55,7 +55,7 @@ def weigh(rows: int, vectors: int, lanes: int = LANES) -> Callable[..., None]:
     @intrinsic
     def mix(typingctx: Any, w: Any, w_stride: Any, v: Any, v_stride: Any, count: Any, c: Any, c_stride: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Writer(builder).weigh(rows, vectors, lanes, *arguments)
+            Writer(builder).weigh(rows, vectors, lanes, *arguments)
             return context.get_dummy_value()
 
         return types.void(*[_NUMBER] * 7), generate
@@ -63,7 +63,7 @@ def weigh(rows: int, vectors: int, lanes: int = LANES) -> Callable[..., None]:
     return mix
 
 
-class _Writer:
+class Writer:
     """Writes a loop where the builder stands. Nothing carries the flags by which LLVM may reorder sums."""
 
     def __init__(self, builder: Any) -> None:

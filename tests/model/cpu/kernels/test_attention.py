@@ -4,7 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.cpu.kernels import attention
 from model.cpu.kernels.attention import attend_paged
+
+
+@pytest.fixture(params=[True, False], ids=["pairs", "singly"], autouse=True)
+def operation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without the processor's operation on bfloat16 pairs, where it has one."""
+    if not request.param:
+        monkeypatch.setattr(attention, "multiplies_pairs", lambda: False)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(14, 2, 64), (4, 4, 128), (6, 1, 24)])
@@ -38,3 +46,29 @@ def test_a_rows_result_does_not_depend_on_its_neighbours() -> None:
     for row in range(3):
         one = slice(row, row + 1)
         assert torch.equal(attend_paged(q[one].clone(), pool, tables[one], firsts[one], lengths[one], 16), whole[one])
+
+
+def test_nothing_is_read_but_a_rows_own_tokens() -> None:
+    pool = torch.full((2, 2, 64, 32), torch.nan, dtype=torch.bfloat16)
+    pool[:, :, 16:37] = torch.randn(2, 2, 21, 32).bfloat16()
+    tables = torch.tensor([[1, 2, 3]], dtype=torch.int32)
+    found = attend_paged(
+        torch.randn(1, 8, 32).bfloat16(),
+        pool,
+        tables,
+        torch.tensor([0], dtype=torch.int32),
+        torch.tensor([21], dtype=torch.int32),
+        16,
+    )
+    assert found.isfinite().all()
+
+
+def test_what_is_not_finite_is_not_lost() -> None:
+    pool = torch.randn(2, 1, 48, 32).bfloat16()
+    pool[0, 0, 40] = torch.nan
+    tables = torch.tensor([[0, 1, 2]], dtype=torch.int32)
+    first = torch.tensor([0], dtype=torch.int32)
+    for length, whole in ((40, True), (41, False)):
+        lengths = torch.tensor([length], dtype=torch.int32)
+        found = attend_paged(torch.randn(1, 4, 32).bfloat16(), pool, tables, first, lengths, 16)
+        assert found.isfinite().all() == whole
