@@ -4,7 +4,8 @@ A step mixes decodes (one token of each answer that runs) with chunks of prompts
 encodes image tiles, before its tokens, under a budget of tiles.
 
 - Decodes come first: an answer once begun keeps its pace. Prefill takes what the token budget leaves, oldest first, and
-  only then are waiting sequences admitted, in order.
+  only then are waiting sequences admitted, in order. The end of a prompt goes over the budget rather than into a step
+  of its own where it is short: few tokens cost more each, and the first token of the answer would wait for them.
 - A sequence is admitted when blocks for all its tokens are there and one is left for each that runs; what the prefix
   cache holds of it is taken up, and computed no more. Only the last token always runs, for the next is drawn from it.
 - A sequence of which a good part is being computed by another right now waits until it can share that.
@@ -23,6 +24,8 @@ from worker.engine.blocks import BlockAllocator
 from worker.engine.config import EngineConfig
 from worker.engine.features import FeatureCache, ImageFeatures
 from worker.engine.sequence import ImageSlot, Sequence, SequenceState
+
+ENDS = 4  # the end of a prompt that may go over the budget is one such part of it, at most
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,9 @@ class Scheduler:
 
     def _prefill(self, sequence: Sequence, budget: _Budget) -> Chunk:
         """As far as the tokens reach, and the images that are or will be there in this step; maybe nowhere."""
-        end = min(len(sequence.tokens), sequence.computed + budget.tokens)
+        end = sequence.computed + budget.tokens
+        if len(sequence.tokens) - end <= self._config.max_step_tokens // ENDS:
+            end = len(sequence.tokens)
         for slot in sequence.images_in(sequence.computed, end):
             if slot.features is None:
                 slot.features, known = self._features.acquire(slot.image, sequence.request.cache_salt)
