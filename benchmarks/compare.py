@@ -56,6 +56,7 @@ class Compare:
     runs: int
     requests: int  # at each point at least, and `waves` times its concurrency
     waves: int
+    most: int  # requests at a point
     warm_up: int
     name: str
     json: Path
@@ -66,15 +67,24 @@ class Compare:
     request_seconds: float = 900.0
     idle_seconds: float = 120.0  # to wait for an idle machine
     allow_busy: bool = False
+    most_seconds: float | None = None  # for everything
 
     @property
     def points(self) -> tuple[Point, ...]:
         return tuple(Point(images, number) for images in self.images for number in self.concurrency)
 
-    def load(self, point: Point) -> Load:
-        return Load(
-            point.concurrency, requests=max(self.requests, self.waves * point.concurrency), warm_up=self.warm_up
-        )
+    def points_of(self, engine: Engine) -> tuple[Point, ...]:
+        """Those that the engine's limit leaves."""
+        limit = engine.limit
+        return tuple(point for point in self.points if limit is None or point.concurrency <= limit.concurrency)
+
+    def load(self, point: Point, engine: Engine | None = None) -> Load:
+        """Without an engine, the most that any has. A server is warmed up at its first point alone."""
+        requests = min(self.most, max(self.requests, self.waves * point.concurrency))
+        if engine is not None and engine.limit is not None and engine.limit.requests is not None:
+            requests = min(requests, engine.limit.requests)
+        first = point == self.points[0]
+        return Load(point.concurrency, requests=requests, warm_up=self.warm_up if first else 0)
 
     def workload_at(self, point: Point) -> Workload:
         seed = self.workload.seed * _SEEDS_APART + self.points.index(point)
@@ -120,6 +130,8 @@ class _Rounds:
         self._folder = folder
         self._console = console
         self._gone: set[str] = set()  # engines that did not start: they are not tried again
+        self._began = time.monotonic()
+        self._took: dict[str, float] = {}  # seconds that an engine's last turn took
 
     async def all(self) -> None:
         columns = (
@@ -129,22 +141,34 @@ class _Rounds:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        total = self._asked.runs * len(self._asked.engines) * len(self._asked.points)
+        total = self._left(-1, self._asked.engines[-1])
         with Progress(*columns, console=self._console, disable=not self._console.is_terminal, transient=True) as bar:
             task = bar.add_task("", total=total)
             for run in range(self._asked.runs):
                 for engine in self._asked.engines:
+                    if self._too_late(engine):
+                        self._found.warnings.append(f"Stopped for want of time before {engine.label}, run {run + 1}.")
+                        return
                     if engine.label not in self._gone:
+                        begun = time.monotonic()
                         await self._idle(run, engine)
                         bar.update(task, description=f"run {run + 1}, {engine.label} starts")
                         await self._one(run, engine, lambda told: bar.update(task, advance=1, description=told))
                         _save(self._asked, self._found)
+                        self._took[engine.label] = time.monotonic() - begun
                     bar.update(task, completed=total - self._left(run, engine))
+
+    def _too_late(self, engine: Engine) -> bool:
+        """Whether a turn like its last one would end beyond the time there is."""
+        spent = time.monotonic() - self._began + self._took.get(engine.label, 0.0)
+        return self._asked.most_seconds is not None and spent > self._asked.most_seconds
 
     def _left(self, run: int, engine: Engine) -> int:
         """Points after this engine in this run."""
-        done = run * len(self._asked.engines) + self._asked.engines.index(engine) + 1
-        return (self._asked.runs * len(self._asked.engines) - done) * len(self._asked.points)
+        asked = self._asked
+        later = asked.engines[asked.engines.index(engine) + 1 :]
+        whole = asked.runs - run - 1
+        return sum(len(asked.points_of(one)) * (whole + (one in later)) for one in asked.engines)
 
     async def _idle(self, run: int, engine: Engine) -> None:
         """Waits for an idle machine. Raises CompareError where it is none before anything is measured."""
@@ -171,7 +195,7 @@ class _Rounds:
                 engine.label, started, environment(engine), f"http://127.0.0.1:{port}", log, asked.start_seconds
             ) as server:
                 ready = True
-                for point in asked.points:
+                for point in asked.points_of(engine):
                     advance(f"run {run + 1}, {engine.label}, {point}")
                     await self._point(run, engine, server, point)
                     server.check()
@@ -185,7 +209,7 @@ class _Rounds:
         workload = self._asked.workload_at(point)
         async with Target(server.url, MODEL, seconds=self._asked.request_seconds) as target:
             others = OtherWork(server.processes)
-            measured = await Drive(target, workload, self._asked.load(point), self._shelves[point]).run()
+            measured = await Drive(target, workload, self._asked.load(point, engine), self._shelves[point]).run()
             summary = summarise(measured, Limits(), streamed=workload.stream)
             server.processes.sample()
         reading = Reading(run, engine.label, point, summary, server.processes.peak, others.share())
@@ -218,7 +242,7 @@ def _begin(asked: Compare) -> Comparison:
     workload = asked.workload
     settings: dict[str, Any] = {
         "name": asked.name,
-        "checkpoint": str(asked.model),
+        "checkpoint": asked.model.name,
         "dtype": asked.dtype,
         "engines": {
             engine.label: [*(f"{name}={value}" for name, value in engine.environment), *engine.arguments]
@@ -226,7 +250,12 @@ def _begin(asked: Compare) -> Comparison:
         },
         "runs": asked.runs,
         "requests": list(dict.fromkeys(f"{asked.load(at).requests} by {at.concurrency}" for at in asked.points)),
-        "warm-up requests before each point": asked.warm_up,
+        "fewer": [
+            f"{engine.label}: {', '.join(f'{asked.load(at, engine).requests} by {at.concurrency}' for at in some)}"
+            for engine in asked.engines
+            if engine.limit is not None and (some := _one_kind(asked, engine))
+        ],
+        "warm-up requests of each server": asked.warm_up,
         "picture sizes": [str(size) for size in workload.sizes],
         "picture format": workload.picture_format,
         "turns": workload.turns,
@@ -241,6 +270,11 @@ def _begin(asked: Compare) -> Comparison:
     if bound := [f"{name}={os.environ[name]}" for name in _THREAD_NAMES if name in os.environ]:
         began.warnings.append(f"Every engine inherited {', '.join(bound)}.")
     return began
+
+
+def _one_kind(asked: Compare, engine: Engine) -> list[Point]:
+    """The engine's points with the first kind of pictures: the others are alike."""
+    return [point for point in asked.points_of(engine) if point.images == asked.images[0]]
 
 
 def _shelf(asked: Compare, point: Point, console: Console) -> PictureShelf:

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -23,8 +23,17 @@ Kind = Literal["tephra", "vllm", "transformers"]
 MODEL = "m"  # the name under which every server serves
 _SPLIT = re.compile(rf",(?=\s*(?:{'|'.join(get_args(Kind))})(?:[:=,]|\s*$))")
 _ONE = re.compile(rf"({'|'.join(get_args(Kind))})(?::([\w.-]+))?(?:=(.*))?", re.DOTALL)
+_LIMIT = re.compile(r"(\S+)=([1-9]\d*)(?::([1-9]\d*))?")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*=.*", re.DOTALL)
 _VLLM_CPU_CACHE_GIB = "2"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where a slow server is measured: with at most so many requests at once, and so many at each point."""
+
+    concurrency: int
+    requests: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Engine:
     kind: Kind
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    limit: Limit | None = None
 
 
 def parse_engines(text: str) -> tuple[Engine, ...]:
@@ -58,6 +68,20 @@ def parse_engines(text: str) -> tuple[Engine, ...]:
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"engines: {', '.join(sorted(twice))} comes twice; tell them apart by KIND:LABEL=...")
     return tuple(engines)
+
+
+def with_limits(engines: tuple[Engine, ...], text: str) -> tuple[Engine, ...]:
+    """`text` as LABEL=CONCURRENCY or LABEL=CONCURRENCY:REQUESTS, several with commas. Raises ValueError with words."""
+    limits: dict[str, Limit] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = _LIMIT.fullmatch(part)
+        if match is None:
+            raise ValueError(f"limit {part!r}: expected ENGINE=CONCURRENCY or ENGINE=CONCURRENCY:REQUESTS, from 1 on")
+        label, concurrency, requests = match.groups()
+        limits[label] = Limit(int(concurrency), int(requests) if requests else None)
+    if unknown := limits.keys() - {engine.label for engine in engines}:
+        raise ValueError(f"limit: no engine is called {', '.join(sorted(unknown))}")
+    return tuple(replace(engine, limit=limits.get(engine.label)) for engine in engines)
 
 
 def command(engine: Engine, checkpoint: Path, port: int, dtype: str, vllm_python: str) -> tuple[str, ...]:

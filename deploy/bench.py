@@ -1,4 +1,4 @@
-"""`tephra bench serve | make-checkpoint | compare`: how fast a server answers about pictures, and which of several is.
+"""`tephra bench serve | make-checkpoint | compare | profile`: how fast servers answer about pictures, and why.
 
 Only the command line is here; the work is `benchmarks`, which is imported when a command runs.
 """
@@ -27,6 +27,11 @@ class Images(StrEnum):
     DISTINCT = "distinct"
     REPEATED = "repeated"
     NONE = "none"
+
+
+class Quantization(StrEnum):
+    NONE = "none"
+    INT8 = "int8"
 
 
 class PictureFormat(StrEnum):
@@ -119,7 +124,18 @@ def compare(
     runs: Annotated[int, typer.Option(min=1, help="How often everything is repeated, interleaved.")] = 5,
     requests: Annotated[int, typer.Option(min=1, help="Requests at each point, at least.")] = 8,
     waves: Annotated[int, typer.Option(min=1, help="At least so many times the concurrency.")] = 2,
-    warmup: Annotated[int, typer.Option(min=0, help="Requests before each point that are not measured.")] = 2,
+    most_requests: Annotated[int, typer.Option(min=1, help="But at most so many at each point.")] = 1024,
+    limit: Annotated[
+        str,
+        typer.Option(
+            metavar="ENGINE=N[:REQUESTS],...",
+            help="For slow engines: measure at up to N requests at once alone, with at most REQUESTS at each point.",
+        ),
+    ] = "",
+    warmup: Annotated[int, typer.Option(min=0, help="Requests after each start that are not measured.")] = 2,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Most time for everything: no turn begins that would end later.")
+    ] = None,
     max_tokens: MaxTokens = 64,
     words: Words = 24,
     size: Sizes = "336x336",
@@ -146,19 +162,20 @@ def compare(
 
     from benchmarks.compare import Compare, CompareError
     from benchmarks.compare import compare as run
-    from benchmarks.engines import parse_engines
+    from benchmarks.engines import parse_engines, with_limits
 
     file, page = result_files(name, json_file, markdown_file)
     try:
         asked = Compare(
             model=model,
-            engines=parse_engines(engines),
+            engines=with_limits(parse_engines(engines), limit),
             concurrency=tuple(_at_least_one(part) for part in concurrency.split(",")),
             images=tuple(Images(part.strip()).value for part in images.split(",")),
             workload=_workload(size, picture_format, turns, words, max_tokens, seed),
             runs=runs,
             requests=requests,
             waves=waves,
+            most=most_requests,
             warm_up=warmup,
             name=name,
             json=file,
@@ -169,6 +186,7 @@ def compare(
             request_seconds=request_timeout,
             idle_seconds=idle_timeout,
             allow_busy=allow_busy,
+            most_seconds=None if minutes is None else 60 * minutes,
         )
         code = run(asked, Console())
     except (ValueError, CompareError, OSError) as error:
@@ -225,6 +243,32 @@ def router(
     except (ValueError, ServerFailed, OSError) as error:
         fail(str(error))
     raise typer.Exit(code)
+
+
+@app.command()
+def profile(
+    model: Annotated[Path, typer.Option(help="A checkpoint.")],
+    quantization: Annotated[Quantization, typer.Option(help="As a worker's.")] = Quantization.NONE,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    prompt: Annotated[
+        int, typer.Option(min=1, help="Tokens that are prefilled, and behind which answers stand.")
+    ] = 600,
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Answers decoded at once.")] = "1,8",
+    repeats: Annotated[int, typer.Option(min=1, help="How often each step is timed, and then profiled.")] = 5,
+) -> None:
+    """Time an encoded tile, a prefill and decode steps on this machine's CPU, by parts. No server, one process."""
+    from rich.console import Console
+
+    from benchmarks.profile import Profile, profile_steps, table
+    from benchmarks.results import print_rows
+    from model.errors import ModelError
+
+    try:
+        batches = tuple(_at_least_one(part, "--batch") for part in batch.split(","))
+        asked = Profile(model, quantization is Quantization.INT8, dtype, prompt, batches, repeats)
+        print_rows(table(asked, profile_steps(asked)), Console())
+    except (ValueError, ModelError, OSError) as error:
+        fail(str(error))
 
 
 @app.command("make-checkpoint")

@@ -49,7 +49,7 @@ class WorkerSettings:
     )
     max_running: int = setting(32, "answers decoded at once", least=1)
     max_waiting: int = setting(256, "answers that may wait for their first step; more are answered 429", least=1)
-    max_step_tokens: int = setting(512, "tokens of one engine step", least=1)
+    max_step_tokens: int = setting(512, "tokens of one engine step; a prompt's end may add a quarter", least=1)
     max_step_tiles: int = setting(4, "image tiles encoded in one step; a larger image takes several", least=1)
     block_size: int = setting(16, "tokens of one KV block", least=1)
     kv_cache_bytes: int | None = setting(
@@ -61,6 +61,7 @@ class WorkerSettings:
     prefix_cache: bool = setting(True, "take up KV blocks whose tokens and images were computed before")
     feature_cache_bytes: int = setting(512 * MIB, "memory for image features that no running answer needs; 0: none")
     check_blocks: bool = setting(False, "check the books of KV blocks and features after every step; an error stops it")
+    cuda_graphs: bool = setting(True, "on a GPU, record decode steps as CUDA graphs at start")
     threads: int | None = setting(None, "threads of torch; default: torch's choice", kind=int, least=1)
 
     max_requests: int = setting(512, "requests under way at once; more are answered 429", least=1)

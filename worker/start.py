@@ -22,6 +22,7 @@ from model.cpu.invariant import can_be_invariant, make_invariant
 from model.cpu.kernels import team
 from model.errors import ModelError
 from model.images import ImagePreprocessor
+from model.llava import LlavaModel
 from model.prompts import Prompter
 from model.prompts.templates import TEMPLATES, compare_templates, family_template, find_template
 from server.media.fetch import ImageFetcher
@@ -67,12 +68,7 @@ def start_service(settings: WorkerSettings) -> Service:
     try:
         int8 = settings.quantization == "int8"
         checkpoint = load_checkpoint(directory, device=device, dtype=_dtype(settings.dtype, device, int8=int8))
-        if int8:
-            to_int8(checkpoint.model)
-        elif can_fuse(device, checkpoint.model.dtype):
-            fuse(checkpoint.model)
-        elif can_be_invariant(device, checkpoint.model.dtype):
-            make_invariant(checkpoint.model)
+        make_quick(checkpoint.model, int8=int8)
         team.disband()  # from here on only the engine's thread computes
         version = settings.version_id or checkpoint_version(directory)
         metrics = WorkerMetrics(name, version)
@@ -87,6 +83,16 @@ def start_service(settings: WorkerSettings) -> Service:
         raise StartError(" ".join(str(error).split())) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartError(f"not enough memory on {device} for {directory}") from error
+
+
+def make_quick(model: LlavaModel, *, int8: bool) -> LlavaModel:
+    """Replaces layers of a loaded model by those that its device computes best. Raises ModelError where there is no
+    int8."""
+    if int8:
+        return to_int8(model)
+    if can_fuse(model.device, model.dtype):
+        return fuse(model)
+    return make_invariant(model) if can_be_invariant(model.device, model.dtype) else model
 
 
 def choose_prompter(own: Prompter, config: LlavaConfig, directory: Path, wanted: str | None) -> Prompter:
@@ -215,6 +221,7 @@ def _engine_config(settings: WorkerSettings) -> EngineConfig:
         prefix_cache=settings.prefix_cache,
         feature_cache_bytes=settings.feature_cache_bytes,
         check_blocks=settings.check_blocks,
+        cuda_graphs=settings.cuda_graphs,
         threads=settings.threads,
     )
 

@@ -81,7 +81,7 @@ def test_engines_take_turns_on_one_checkpoint_and_leave_nothing_behind(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     file = tmp_path / "results" / "r.json"
     asked = ["--engines", "tephra:one=--max-running 1,transformers,tephra:broken=--no-such-flag"]
-    points = ["--concurrency", "1,2", "--images", "repeated,none", "--runs", "2"]
+    points = ["--concurrency", "1,2", "--images", "repeated,none", "--runs", "2", "--limit", "transformers=1:1"]
     result = CliRunner().invoke(
         app,
         ["bench", "compare", "--model", str(checkpoint), *asked, *points, *SMALL, *ANYWHERE, "--json", str(file)],
@@ -95,7 +95,9 @@ def test_engines_take_turns_on_one_checkpoint_and_leave_nothing_behind(
         (1, "tephra:one"),
         (1, "transformers"),
     ]
-    assert len(found["readings"]) == 16
+    assert len(found["readings"]) == 12  # the slow one has half of the points
+    answered = {(r["engine"], r["point"]["concurrency"]): r["summary"]["answered"] for r in found["readings"]}
+    assert answered == {("tephra:one", 1): 2, ("tephra:one", 2): 2, ("transformers", 1): 1}
     for reading in found["readings"]:
         assert reading["summary"]["failed"] == 0, reading["summary"]["errors"]
         assert reading["summary"]["output_tokens"] == 4 * reading["summary"]["answered"]
@@ -109,8 +111,21 @@ def test_engines_take_turns_on_one_checkpoint_and_leave_nothing_behind(
     page = file.with_suffix(".md").read_text()
     assert "tephra:one against transformers" in page
     assert "OMP_NUM_THREADS=1" in page
+    assert "transformers: 1 by 1" in page
+    assert str(checkpoint.parent) not in page
     assert "Saved as" in result.output
     assert serving(checkpoint) == []
+
+
+def test_no_turn_begins_that_would_end_too_late(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    asked = ["--engines", "tephra", "--concurrency", "1", "--images", "none", "--runs", "9", "--minutes", "0.02"]
+    result = CliRunner().invoke(
+        app, ["bench", "compare", "--model", str(checkpoint), *asked, *SMALL, *ANYWHERE, "--json", str(file)]
+    )
+    assert result.exit_code == 0, result.output
+    assert [reading["run"] for reading in json.loads(file.read_text())["readings"]] == [0]
+    assert "Stopped for want of time before tephra, run 2" in file.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +133,7 @@ def test_engines_take_turns_on_one_checkpoint_and_leave_nothing_behind(
     [
         (["--engines", "sglang"], "expected KIND"),
         (["--engines", "vllm", "--vllm-python", "/nowhere/python"], "no Python at /nowhere/python"),
+        (["--limit", "vllm=1"], "no engine is called vllm"),
         (["--concurrency", "0"], "whole numbers from 1 on"),
         (["--images", "some"], "'some' is not a valid"),
     ],

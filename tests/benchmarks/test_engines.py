@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engines import Engine, command, environment, parse_engines
+from benchmarks.engines import Engine, Limit, command, environment, parse_engines, with_limits
 
 
 def test_kinds_labels_arguments_and_environment_are_told_apart() -> None:
@@ -27,6 +27,21 @@ def test_kinds_labels_arguments_and_environment_are_told_apart() -> None:
 def test_what_is_no_engine_is_refused_with_words(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_engines(text)
+
+
+def test_slow_engines_are_held_to_few_requests_at_once() -> None:
+    engines = parse_engines("tephra,vllm:one=A=1,transformers")
+    assert with_limits(engines, "") == engines
+    ours, one, slow = with_limits(engines, "vllm:one=8, transformers=1:3")
+    assert (ours.limit, one.limit, slow.limit) == (None, Limit(8), Limit(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("transformers", "expected ENGINE="), ("transformers=0", "expected"), ("x=1", "called x")]
+)
+def test_what_is_no_limit_is_refused_with_words(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        with_limits(parse_engines("tephra,transformers"), text)
 
 
 def test_every_engine_serves_the_same_checkpoint_in_the_same_dtype_under_the_same_name() -> None:

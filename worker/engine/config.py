@@ -11,7 +11,7 @@ class EngineConfig:
 
     max_running: int = 32  # sequences that hold KV blocks at once
     max_waiting: int = 256  # requests that may wait for their first step; beyond it they are turned away
-    max_step_tokens: int = 512  # tokens of one step, decodes and prefill chunks together
+    max_step_tokens: int = 512  # of one step, decodes and prefill chunks together; a prompt's end may add a quarter
     max_step_tiles: int = 4  # image tiles encoded in one step; a larger image takes several
     block_size: int = 16  # tokens of one KV block
     kv_cache_bytes: int | None = None  # None: a quarter of the free memory, at most 2 GiB
@@ -19,6 +19,7 @@ class EngineConfig:
     prefix_cache: bool = True  # take up KV blocks whose tokens and images were computed before
     feature_cache_bytes: int = 512 * 2**20  # of image features that no running answer needs; 0 keeps none
     check_blocks: bool = False  # hold the books of blocks and features after every step, for tests and soaks
+    cuda_graphs: bool = True  # record decode steps as CUDA graphs; without a GPU of no account
     threads: int | None = None  # of torch, inside the engine; None: torch's own choice
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from worker.engine.accounts import Accounts
 from worker.engine.admission import check_request
 from worker.engine.blocks import BlockAllocator
 from worker.engine.config import EngineConfig
+from worker.engine.decode_graphs import cuda_graphs
 from worker.engine.features import FeatureCache
 from worker.engine.memory import block_count
 from worker.engine.observer import EngineObserver, SilentObserver
@@ -265,7 +266,9 @@ class NativeEngine:
 
     def _prepare(self) -> float:
         """Here, and not where it is asked for: only one thread of the process is to compute (`team.disband`)."""
-        self._runner = Runner(self._model, self._make_cache())
+        cache = self._make_cache()
+        graphs = cuda_graphs(self._model, cache, self._config, self.context_length)
+        self._runner = Runner(self._model, cache, graphs)
         return warm_up(self._model, self._runner, self._config, self._allocator.total)
 
     def _take_inbox(self) -> bool:

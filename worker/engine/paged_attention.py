@@ -1,14 +1,15 @@
 """Attention over keys and values that lie in blocks, on any device. Knows chunks and tensors, not requests.
 
-Each chunk is attended on its own over exactly its own keys: what else is in the batch changes nothing for it, nothing
-is padded, and what an earlier holder left in a block is never read. What differs from layer to layer is the pool alone,
-so slots, spans and masks are worked out once per step.
+Single tokens, which are what answers that run decode, are attended together, each over its own keys filled up with one
+of them that is hidden; each longer chunk on its own over exactly its own keys. What an earlier holder left in a block
+is never read. What differs from layer to layer is the pool alone, so slots and masks are worked out once per step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 
 from model.config import TextConfig
 from worker.engine.scheduler import Chunk
+
+_KEYS = 256  # the least number to which keys of single tokens are filled up; others are its multiples by powers of two
 
 
 class KvCache:
@@ -46,8 +49,47 @@ class KvCache:
 
 
 @dataclass(frozen=True)
+class Singles:
+    """Single tokens: where their own keys go, and which keys they see. int64, on any device."""
+
+    written: torch.Tensor  # slots [N]
+    slots: torch.Tensor  # [N, L]
+    counts: torch.Tensor  # [N]: of `slots`, so many from the first on are seen
+
+    @staticmethod
+    def of(cache: KvCache, chunks: Sequence[Chunk]) -> Singles:
+        """Of chunks of one token each, in memory."""
+        rows = [cache.slots(chunk.sequence.table.blocks, cache.first_key(chunk.start), chunk.end) for chunk in chunks]
+        counts = np.asarray([len(row) for row in rows], np.int64)
+        slots = np.empty((len(rows), padded_keys(int(counts.max()))), np.int64)
+        for place, row in zip(slots, rows, strict=True):
+            place[: len(row)] = row
+            place[len(row) :] = row[0]
+        written = np.asarray([row[-1] for row in rows], np.int64)
+        return Singles(torch.from_numpy(written), torch.from_numpy(slots), torch.from_numpy(counts))
+
+    def to(self, device: torch.device) -> Singles:
+        return Singles(self.written.to(device), self.slots.to(device), self.counts.to(device))
+
+
+def padded_keys(count: int) -> int:
+    """To how many the keys of single tokens are filled up: few different numbers, so that few shapes come."""
+    return max(_KEYS, 1 << (count - 1).bit_length())
+
+
+def attend_singles(q: torch.Tensor, pool: torch.Tensor, singles: Singles) -> torch.Tensor:
+    """q [N, heads, head_dim], pool [2, kv_heads, slots, head_dim] -> [N, heads, head_dim]. Waits for no device."""
+    keys, values = pool[:, :, singles.slots].transpose(1, 2).unbind(0)  # [N, kv_heads, L, head_dim]
+    columns = torch.arange(singles.slots.shape[1], device=q.device)
+    seen = (columns < singles.counts[:, None])[:, None, None]  # [N, 1, 1, L]
+    # A single query sees all keys, so the heads of a group stand in for queries.
+    grouped = q.reshape(len(q), keys.shape[1], -1, q.shape[-1])  # [N, kv_heads, group, head_dim]
+    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen).reshape(q.shape)
+
+
+@dataclass(frozen=True)
 class _Span:
-    """One chunk's part of the step: rows of the flat batch, and rows of the gathered keys (None: those just made)."""
+    """A longer chunk: rows of the flat batch, and rows of the gathered keys (None: those just made)."""
 
     query: slice
     keys: slice | None
@@ -62,14 +104,14 @@ class PagedAttention:
         self._cache = cache
         pool = cache.pools[0]
         self._spans: list[_Span] = []
-        written: list[np.ndarray] = []
         gathered: list[np.ndarray] = []
-        row = key = 0
-        for chunk in chunks:
+        ones = list(takewhile(lambda chunk: chunk.length == 1, chunks))
+        self._ones = Singles.of(cache, ones).to(pool.device) if ones else None
+        row, key = len(ones), 0
+        for chunk in chunks[len(ones) :]:
             blocks = chunk.sequence.table.blocks
             query = slice(row, row + chunk.length)
             row += chunk.length
-            written.append(cache.slots(blocks, chunk.start, chunk.end))
             first = cache.first_key(chunk.start)
             mask = self._mask(chunk, first)
             if chunk.start == 0:
@@ -78,6 +120,7 @@ class PagedAttention:
             gathered.append(cache.slots(blocks, first, chunk.end))
             self._spans.append(_Span(query, slice(key, key + chunk.end - first), mask, causal=False))
             key += chunk.end - first
+        written = [cache.slots(chunk.sequence.table.blocks, chunk.start, chunk.end) for chunk in chunks]
         self._written = torch.from_numpy(np.concatenate(written)).to(pool.device)
         self._gathered = torch.from_numpy(np.concatenate(gathered)).to(pool.device) if gathered else None
         # One buffer for all layers: fresh memory for each would cost more than the copy.
@@ -91,22 +134,22 @@ class PagedAttention:
         if self._gathered is not None:
             torch.index_select(pool, 2, self._gathered, out=self._buffer)
         mixed = torch.empty_like(q)
+        if self._ones is not None:
+            count = len(self._ones.counts)
+            mixed[:count] = attend_singles(q[:count], pool, self._ones)
         for span in self._spans:
             if span.keys is None:
                 keys, values = k[span.query].transpose(0, 1), v[span.query].transpose(0, 1)
             else:
                 keys, values = self._buffer[:, :, span.keys].unbind(0)
-            if span.query.stop - span.query.start == 1:
-                mixed[span.query] = _attend_one(q[span.query], keys, values)
-            else:
-                mixed[span.query] = _attend(q[span.query], keys, values, span)
+            mixed[span.query] = _attend(q[span.query], keys, values, span)
         return mixed
 
     def _mask(self, chunk: Chunk, first: int) -> torch.Tensor | None:
-        """None where a single query sees all keys, or plain causality says it all."""
+        """None where plain causality says it all."""
         window = self._cache.sliding_window
         narrow = window is not None and chunk.end - first > window
-        if chunk.length == 1 or (chunk.start == 0 and not narrow):
+        if chunk.start == 0 and not narrow:
             return None
         pool = self._cache.pools[0]
         queries = torch.arange(chunk.start, chunk.end, device=pool.device)[:, None]
@@ -129,9 +172,3 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: _Span) -> t
         enable_gqa=q.shape[1] != k.shape[0],
     )
     return mixed.squeeze(0).transpose(0, 1)
-
-
-def _attend_one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """A single query sees all keys, so the heads of a group stand in for queries: [1, heads, head_dim] both ways."""
-    grouped = q.view(1, k.shape[0], -1, q.shape[-1])  # [1, kv_heads, group, head_dim]
-    return F.scaled_dot_product_attention(grouped, k.unsqueeze(0), v.unsqueeze(0)).reshape(q.shape)

@@ -10,9 +10,11 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import torch
+from torch.profiler import record_function
 
 from model.llava import LlavaModel
 from worker.engine.cpu_attention import attention_of
+from worker.engine.decode_graphs import DecodeGraphs
 from worker.engine.features import ImageFeatures
 from worker.engine.paged_attention import KvCache
 from worker.engine.sampler import Draw, Sampler, SampleRow
@@ -36,8 +38,11 @@ class StepResult:
 
 
 class Runner:
-    def __init__(self, model: LlavaModel, cache: KvCache) -> None:
+    """`graphs` take the steps that are decodes alone."""
+
+    def __init__(self, model: LlavaModel, cache: KvCache, graphs: DecodeGraphs | None = None) -> None:
         self._model = model
+        self._graphs = graphs
         self._cache = cache
         self._sampler = Sampler(banned=[model.config.image_token_id])
 
@@ -47,13 +52,19 @@ class Runner:
         chunks = [chunk for chunk in step.chunks if not _needs(chunk, broken)]
         if not chunks:
             return StepResult(broken=broken)
-        hidden = self._forward(chunks)  # [N, D]
         drawing = [chunk.sequence for chunk in chunks if chunk.draws]
         drawn: list[tuple[Sequence, Draw]] = []
         failed: list[tuple[Sequence, str]] = []
+        if self._graphs is not None and not step.prefills:
+            logits = self._graphs.run(chunks)  # [N, vocabulary]
+        else:
+            with record_function("forward"):
+                hidden = self._forward(chunks)  # [N, D]
+            with record_function("head"):
+                logits = self._model.language_model.logits(hidden) if drawing else hidden
         if drawing:
-            logits = self._model.language_model.logits(hidden)  # [N, vocabulary]
-            draws = self._sampler.sample(logits, [_row(sequence) for sequence in drawing])
+            with record_function("sampling"):
+                draws = self._sampler.sample(logits, [_row(sequence) for sequence in drawing])
             for sequence, draw in zip(drawing, draws, strict=True):
                 if draw is None:
                     failed.append((sequence, NOT_FINITE))

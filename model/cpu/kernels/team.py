@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import torch
 from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from torch.autograd import profiler
+from torch.profiler import record_function
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +117,12 @@ def address(typingctx: Any, value: Any) -> Any:
 
 
 def kernel(body: Callable[[Any], None]) -> Kernel:
-    """Makes `body(address)` callable as `kernel(rows, *sizes and pointers)`; compiled at the first call."""
+    """Makes `body(address)` callable as `kernel(rows, *sizes and pointers)`; compiled at the first call.
+
+    Under torch's profiler each call is an event named `MODULE.NAME`, as `dense._softmax_all`.
+    """
     entry: list[int] = []
+    name = f"{body.__module__.rpartition('.')[2]}.{body.__name__}"
 
     def run(rows: int, *values: int) -> None:
         runtime = openmp()
@@ -125,10 +132,12 @@ def kernel(body: Callable[[Any], None]) -> Kernel:
             _kept.append(loaded)
             entry.append(loaded.address)
         block = (ctypes.c_int64 * (len(values) + 1))(rows, *values)
-        runtime.GOMP_parallel(entry[0], block, min(rows, torch.get_num_threads()), 0)
+        with record_function(name) if profiler._is_profiler_enabled else _unseen:
+            runtime.GOMP_parallel(entry[0], block, min(rows, torch.get_num_threads()), 0)
 
     return run
 
 
+_unseen = nullcontext()
 _SOFT = 1  # omp_pause_soft: threads go, settings stay
 _kept: list[Any] = []  # compiled code lives as long as these
