@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -72,7 +73,7 @@ class DecodeGraphs:
         )
         # The largest first: the memory it takes serves the smaller ones.
         self._replays = {
-            (row, key): recorder.record(lambda row=row, key=key: self._compute(row, key))
+            (row, key): recorder.record(partial(self._compute, row, key))
             for row in reversed(self._rows)
             for key in reversed(self._keys)
         }

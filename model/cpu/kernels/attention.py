@@ -115,7 +115,7 @@ def _attend_pairs(place):
             slot = np.int64(tables[row, own // block]) * block + own % block
             places[token // TOKENS, token % TOKENS] = 2 * (head * slots + slot) * width
         queries = a[9] + 2 * (row * heads + head * group) * width
-        scores = np.zeros((group, many * TOKENS), np.float32)
+        scores = np.empty((group, many * TOKENS), np.float32)
         weights = np.zeros((group, many * TOKENS), np.uint16)
         keys, values = a[10], a[10] + 2 * kv_heads * slots * width
         places += keys
@@ -127,7 +127,7 @@ def _attend_pairs(place):
         mixed[:] = _ZERO
         factors = np.empty(group, np.float32)
         for member in range(group):
-            factors[member] = _weigh(scores[member, :count], scale, weights[member, :count])
+            factors[member] = weigh(scores[member, :count], scale, weights[member, :count])
         for part in range(many):
             mix_pairs(
                 places[part].ctypes.data,
@@ -143,7 +143,7 @@ def _attend_pairs(place):
 
 
 @compiled
-def _weigh(scores, scale, weights):
+def weigh(scores, scale, weights):
     """weights, bfloat16: e to the scores times scale, none above one; returned is what makes their sum one. A NaN
     spreads over all."""
     count = len(scores)

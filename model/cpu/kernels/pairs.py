@@ -47,7 +47,7 @@ def multiplies_pairs() -> bool:
 
 @intrinsic
 def score_pairs(typingctx: Any, places: Any, queries: Any, width: Any, group: Any, scores: Any, stride: Any) -> Any:
-    """scores float32 [group, TOKENS] += queries [group, width] times the keys at places, addresses int64 [TOKENS]."""
+    """scores float32 [group, TOKENS] = queries [group, width] times the keys at places, addresses int64 [TOKENS]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _Pairs(builder).score(*arguments)
@@ -71,13 +71,17 @@ class _Pairs(Writer):
     """Writes a loop where the builder stands."""
 
     def score(self, places: Any, queries: Any, width: Any, group: Any, scores: Any, stride: Any) -> None:
+        zeros = ir.Constant(_SUMS, [_FLOAT(0.0)] * LANES)
+
         def panel(column: Any, _: list[Any]) -> list[Any]:
+            begins = self.builder.icmp_signed("==", column, _INT(0))
             keys = self.transposed([self.part(places, token, column, _WORDS) for token in range(TOKENS)])
 
             def member(number: Any, _: list[Any]) -> list[Any]:
                 query = self.half(queries, self.builder.add(self.builder.mul(number, width), column))
                 target = self.sums(scores, self.builder.mul(number, stride))
-                self.builder.store(self.dot(self.builder.load(target, align=4), query, keys), target, align=4)
+                begun = self.builder.select(begins, zeros, self.builder.load(target, align=4))
+                self.builder.store(self.dot(begun, query, keys), target, align=4)
                 return []
 
             self.loop(_INT(0), group, 1, [], member)
@@ -89,7 +93,8 @@ class _Pairs(Writer):
         build = self.builder
 
         def panel(column: Any, _: list[Any]) -> list[Any]:
-            low, high = [], []
+            low: list[Any] = []
+            high: list[Any] = []
             for token in range(0, TOKENS, 2):
                 both = [self.part(places, token + more, column, _HALVES) for more in (0, 1)]
                 for pairs, first in ((low, 0), (high, LANES)):
