@@ -8,29 +8,28 @@ loop, which takes it for one more failure and goes on. So a task that goes on is
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any
+
+from server.logs import log
 
 _AGAIN_SECONDS = 0.1  # until a task that did not end is cancelled again
 _MOST = 100  # times
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Returns once all of them have ended. RuntimeError names those that ten seconds of cancelling did not end.
-
-    An error that one of them ended with before is raised; of several, any.
-    """
+    """Returns once all of them have ended, or ten seconds of cancelling did not end them. What they failed with, and
+    those that go on, are logged by name: the rest of the controller is to stop all the same."""
     running = set(tasks)
-    failed: list[BaseException] = []
     for _ in range(_MOST):
         for task in running:
             task.cancel()
         if not running:
             break
         done, running = await asyncio.wait(running, timeout=_AGAIN_SECONDS)
-        failed += [error for task in done if not task.cancelled() and (error := task.exception()) is not None]
-    if failed:
-        raise failed[0]
-    if running:
-        names = sorted(task.get_name() for task in running)
-        raise RuntimeError(f"these tasks do not end when they are cancelled: {', '.join(names)}")
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log(logging.ERROR, "a task had failed", task=task.get_name(), reason=type(error).__name__)
+    for task in running:
+        log(logging.ERROR, "a task does not end when it is cancelled", task=task.get_name())

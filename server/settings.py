@@ -21,7 +21,10 @@ class Settings:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8000, "port to listen on; 0 takes a free one", most=65535)
     processes: int = setting(
-        1, "controller processes on the port; they share out the max-inflight limits", least=1, most=MOST_PROCESSES
+        1,
+        "controller processes on the port; they share out max-connections and max-inflight",
+        least=1,
+        most=MOST_PROCESSES,
     )
     redis_url: str | None = setting(
         None, "shared state, e.g. redis://host:6379/0; without it an embedded Valkey is started", secret=True

@@ -29,14 +29,15 @@ async def test_a_task_that_took_a_cancellation_for_a_failure_is_ended_all_the_sa
     assert len(swallowed) == 2
 
 
-async def test_what_a_task_failed_with_is_told() -> None:
+async def test_what_a_task_failed_with_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> None:
         raise ValueError("out of order")
 
-    task = asyncio.create_task(fail())
+    tasks = [asyncio.create_task(fail(), name="limits"), asyncio.create_task(asyncio.sleep(3600))]
     await asyncio.sleep(0)
-    with pytest.raises(ValueError, match="out of order"):
-        await end([task])
+    await end(tasks)
+    assert tasks[1].cancelled()
+    assert [record.getMessage() for record in caplog.records] == ["a task had failed"]
 
 
 async def test_nothing_to_end_is_no_matter() -> None:

@@ -7,6 +7,8 @@ import asyncio
 import pytest
 import redis
 
+from server.registry import costs
+from server.routing.base import TokenCosts
 from server.state import EmbeddedValkey
 
 LEASE = 1.0  # seconds; workers report ten times in it
@@ -164,3 +166,17 @@ async def test_leases_do_not_hang_on_the_time_of_day_of_redis(start_controller, 
         assert len(client.controller.table) == len(other.controller.table) == 0
         await worker.join(client.url)
         await until(lambda: len(other.controller.table) == 1)
+
+
+async def test_what_a_worker_does_not_measure_anew_fades(client, start_worker, until, monkeypatch):
+    monkeypatch.setattr(costs, "HALF_LIFE", 0.1)
+    usual, stalled = await start_worker("w1"), await start_worker("w2")
+    usual.load = {"prompt_token_seconds": 0.001, "answer_token_seconds": 0.01}
+    stalled.load = {"prompt_token_seconds": 0.9, "answer_token_seconds": 9.0}
+    for worker in (usual, stalled):
+        await worker.join(client.url)
+    table = client.controller.table
+    assert table.get("w2").measure.costs == TokenCosts(0.9, 9.0)
+    await until(lambda: table.get("w2").costs == table.get("w1").costs == TokenCosts(0.001, 0.01))
+    stalled.load = {"prompt_token_seconds": 0.8, "answer_token_seconds": 8.0}
+    await until(lambda: table.get("w2").costs != table.get("w1").costs)
