@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -21,8 +22,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from server.state import EmbeddedValkey
+
 SECONDS = float(os.environ.get("TEPHRA_CHAOS_SECONDS", "12"))
 LOAD = 6  # requests under way at once
+LEAVES = 50 if SECONDS >= 60 else 5  # clients of either kind, of whom it is measured
 HONEST = {422, 429, 502, 503}
 pytestmark = pytest.mark.timeout(600 + SECONDS)
 
@@ -145,15 +149,16 @@ class Load:
 class Weather:
     """What goes wrong, one thing after the other, and is put right again."""
 
-    def __init__(self, system: Any, walls: Any, liar: Any, tally: Tally) -> None:
+    def __init__(self, system: Any, valkey: EmbeddedValkey, walls: Any, liar: Any, tally: Tally) -> None:
         self._system = system
+        self._valkey = valkey
         self._walls = walls
         self._liar = liar
         self._tally = tally
         self._dice = random.Random(5)
 
     async def blow(self, until: float) -> None:
-        what = itertools.cycle((self.kill, self.freeze, self.lie, self.wall, self.reset))
+        what = itertools.cycle((self.kill, self.freeze, self.lie, self.wall, self.reset, self.forget, self.hang))
         while time.monotonic() < until:
             event = next(what)
             self._tally.events[event.__name__] += 1
@@ -180,6 +185,28 @@ class Weather:
     async def reset(self, name: str) -> None:
         self._walls[name].reset()
 
+    async def forget(self, _: str) -> None:
+        """Redis is killed and comes back empty."""
+        assert self._valkey.pid is not None
+        os.kill(self._valkey.pid, signal.SIGKILL)
+        self._valkey.halt()
+        await asyncio.sleep(self._dice.uniform(0.5, 4.0))
+        self._valkey.start()
+        await self._connected()
+
+    async def hang(self, _: str) -> None:
+        """Redis stands still."""
+        assert self._valkey.pid is not None
+        os.kill(self._valkey.pid, signal.SIGSTOP)
+        await asyncio.sleep(self._dice.uniform(0.5, 6.0))
+        os.kill(self._valkey.pid, signal.SIGCONT)
+        await self._connected()
+
+    async def _connected(self) -> None:
+        async with asyncio.timeout(120):
+            while not await asyncio.to_thread(self._system.metric, "registry_connected"):
+                await asyncio.sleep(0.1)
+
     async def lie(self, name: str) -> None:
         """A worker joins that answers every request with another kind of nonsense."""
         await self._liar.join(self._system)
@@ -205,8 +232,9 @@ async def dribble(url: str, until: float) -> None:
 
 
 @pytest.fixture
-def stormy(running_system: Any, walls: Any) -> Iterator[Any]:
-    controller = {"lease_seconds": 3.0, "heartbeat_seconds": 1.0, "breaker_open_seconds": 1.0, "quarantine_seconds": 5}
+def stormy(running_system: Any, valkey: EmbeddedValkey, walls: Any) -> Iterator[Any]:
+    controller = {"redis_url": valkey.url, "lease_seconds": 3.0, "heartbeat_seconds": 1.0}
+    controller |= {"breaker_open_seconds": 1.0, "quarantine_seconds": 5}
     with running_system(controller, {"worker_url": lambda name: walls[name].url}) as system:
         for name, worker in system.workers.items():
             walls[name].target = worker.port
@@ -214,7 +242,7 @@ def stormy(running_system: Any, walls: Any) -> Iterator[Any]:
 
 
 async def test_in_a_storm_every_request_is_answered_rightly_or_told_honestly(
-    stormy: Any, walls: Any, liar: Any, eventually: Any
+    stormy: Any, valkey: EmbeddedValkey, walls: Any, liar: Any, eventually: Any
 ) -> None:
     tally = Tally()
     headers = {"Authorization": f"Bearer {stormy.key}"}
@@ -225,7 +253,7 @@ async def test_in_a_storm_every_request_is_answered_rightly_or_told_honestly(
         tally.longest_plain = 0.0
         until = time.monotonic() + SECONDS
         await asyncio.gather(
-            Weather(stormy, walls, liar, tally).blow(until),
+            Weather(stormy, valkey, walls, liar, tally).blow(until),
             *(load.keep_asking(until) for _ in range(LOAD)),
             *(dribble(stormy.url, until) for _ in range(8)),
         )
@@ -239,6 +267,48 @@ async def test_in_a_storm_every_request_is_answered_rightly_or_told_honestly(
     assert not tally.wrong, tally.wrong[:3]
     assert asked > LOAD and tally.ended["right"] > asked / 2
     assert set(tally.ended) <= {"right", "stream_broken", "unavailable", "request_quarantined", "overloaded"}
+
+
+async def test_the_work_of_clients_that_leave_ends_at_their_worker(system: Any) -> None:
+    """Prints how soon: from closing the client's connection until the engine tells that nothing runs any more."""
+    worker = system.workers["east"]
+    body = {"model": system.model, "messages": [{"role": "user", "content": "go on"}], "max_tokens": 1800}
+    body |= {"temperature": 0, "ignore_eos": True}
+    system.workers["west"].signal(signal.SIGSTOP)  # all go to the one that is watched
+    async with asyncio.timeout(120):
+        while set(system.members()) != {"east"}:
+            await asyncio.sleep(0.1)
+    headers = {"Authorization": f"Bearer {system.key}"}
+    running = re.compile(rb"^vllm:num_requests_running\{.*\} (\S+)$", re.MULTILINE)
+    async with aiohttp.ClientSession() as watching:
+
+        async def runs() -> bool:
+            async with watching.get(f"{worker.url}/metrics") as response:
+                match = running.search(await response.read())
+            assert match is not None
+            return float(match[1]) > 0
+
+        for stream in (True, False):
+            took = []
+            for _ in range(LEAVES):
+                async with aiohttp.ClientSession(headers=headers) as session:
+                    url = f"{system.url}/v1/chat/completions"
+                    asking = asyncio.create_task(session.post(url, json={**body, "stream": stream}))
+                    while not await runs():
+                        await asyncio.sleep(0.005)
+                    if stream:
+                        await (await asking).content.readany()
+                    began = time.monotonic()
+                    asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+                async with asyncio.timeout(60):
+                    while await runs():
+                        await asyncio.sleep(0.002)
+                took.append(time.monotonic() - began)
+            took.sort()
+            told = f"p50 {1000 * took[len(took) // 2]:.0f} ms, longest {1000 * took[-1]:.0f} ms"
+            print(f"\n{LEAVES} clients that left, stream={stream}: work at the worker ended after {told}")
+    system.workers["west"].signal(signal.SIGCONT)
 
 
 def total(metrics: list[str], name: str) -> float:
