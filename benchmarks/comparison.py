@@ -91,12 +91,16 @@ class Comparison:
         """What a reader must know before believing the figures."""
         yield from self.warnings
         for point in self.points:
-            prompts = {
-                engine: {r.summary.prompt_tokens_median for r in self.of(engine, point)} for engine in self.engines
-            }
-            if len({length for lengths in prompts.values() for length in lengths if length}) > 1:
-                words = ", ".join(f"{engine} {sorted(lengths)}" for engine, lengths in prompts.items() if lengths)
-                yield f"{point}: prompts are of different lengths in tokens: {words}."
+            # By the number of answers: engines that are asked less have other questions.
+            answers: dict[int, dict[str, set[float]]] = {}
+            for reading in (reading for engine in self.engines for reading in self.of(engine, point)):
+                summary = reading.summary
+                prompts = answers.setdefault(summary.answered, {}).setdefault(reading.engine, set())
+                prompts.add(summary.prompt_tokens_median)
+            for prompts_of in answers.values():
+                if len({length for lengths in prompts_of.values() for length in lengths if length}) > 1:
+                    words = ", ".join(f"{engine} {sorted(lengths)}" for engine, lengths in prompts_of.items())
+                    yield f"{point}: prompts are of different lengths in tokens: {words}."
         busy = [reading for reading in self.readings if reading.others > IDLE]
         if busy:
             most = max(reading.others for reading in busy)

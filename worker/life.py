@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import secrets
 import signal
@@ -54,6 +55,8 @@ class Worker:
             await service.engine.start()
         except (EngineError, MemoryError, RuntimeError) as error:  # torch says "out of memory" by RuntimeError
             raise StartError(f"the engine does not start: {' '.join(str(error).split())}") from error
+        gc.collect()
+        gc.freeze()  # what is there now stays: no later collection, at which every answer halts, goes through it again
         server = _Server(self._uvicorn(service))
         membership = self._membership(service)
         serving = asyncio.create_task(server.serve(sockets=[self._sock]))

@@ -102,8 +102,8 @@ def test_engines_take_turns_on_one_checkpoint_and_leave_nothing_behind(
         assert reading["summary"]["failed"] == 0, reading["summary"]["errors"]
         assert reading["summary"]["output_tokens"] == 4 * reading["summary"]["answered"]
         assert reading["memory"] > 100 * 2**20
-    prompts = {(r["point"]["images"], r["summary"]["prompt_tokens_median"]) for r in found["readings"]}
-    assert len(prompts) == 4  # other words at each of the points, and the same for both engines
+    ours = [reading for reading in found["readings"] if reading["engine"] == "tephra:one"]
+    assert len({(str(r["point"]), r["summary"]["prompt_tokens_median"]) for r in ours}) == 4  # the same in every run
     (failure,) = found["failures"]
     assert failure["engine"] == "tephra:broken"
     assert any("--no-such-flag" in line for line in failure["tail"])
@@ -111,7 +111,7 @@ def test_engines_take_turns_on_one_checkpoint_and_leave_nothing_behind(
     page = file.with_suffix(".md").read_text()
     assert "tephra:one against transformers" in page
     assert "OMP_NUM_THREADS=1" in page
-    assert "transformers: 1 by 1" in page
+    assert "transformers: 1 by 1" in page and "different lengths" not in page
     assert str(checkpoint.parent) not in page
     assert "Saved as" in result.output
     assert serving(checkpoint) == []
