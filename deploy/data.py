@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import typer
 
+from deploy.data_instruct import instruct
+
 app = typer.Typer(help="Make training and test data.", no_args_is_help=True)
+app.command()(instruct)
 
 
 @app.command(
