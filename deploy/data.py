@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import typer
 
+from deploy.data_filter import filter_captions
 from deploy.data_instruct import instruct
 
 app = typer.Typer(help="Make training and test data.", no_args_is_help=True)
 app.command()(instruct)
+app.command("filter")(filter_captions)
 
 
 @app.command(
