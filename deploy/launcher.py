@@ -246,6 +246,8 @@ class _System:
             start_seconds=_CONTROLLER_SECONDS,
         )
         self._controller = Supervised(controller, self._display)
+        # As the logs and this terminal call them; told apart from those of other machines where Redis is shared.
+        suffix = "" if self._valkey is not None else f"-{secrets.token_hex(3)}"
         worker_environment = {**environment, **_thread_share(self._launch.workers, os.environ)}
         for number in range(1, self._launch.workers + 1):
             name, port = f"worker-{number}", _free_port("127.0.0.1")
@@ -255,6 +257,7 @@ class _System:
                 *(("--served-name", DEMO) if self._launch.model == DEMO else ()),
                 *(("--chat-template", self._launch.chat_template) if self._launch.chat_template else ()),
                 *("--host", "127.0.0.1", "--port", str(port), "--controller", self._base),
+                *("--worker-id", f"{name}{suffix}"),
                 *("--drain-seconds", f"{_DRAIN_SECONDS:g}"),
             )
             probe = _http_probe(client, f"http://127.0.0.1:{port}/health/ready")

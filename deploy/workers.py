@@ -13,6 +13,7 @@ import typer
 app = typer.Typer(help="See the workers behind a controller, and drain them.", no_args_is_help=True)
 
 _SECONDS = 10.0  # for one answer of the controller
+_RESUME_SECONDS = 15.0  # most time for a worker to hear that its drain was taken back
 _PAUSE = 0.5  # seconds between two looks at a worker that drains
 
 Url = Annotated[str, typer.Option(envvar="TEPHRA_URL", help="The controller.")]
@@ -52,20 +53,31 @@ def drain(
             print(f"{worker}: {_in_words(described)} still after {timeout:g} s")
             raise typer.Exit(3)
         time.sleep(_PAUSE)
-        members = _ask("GET", url, "/admin/workers", admin_key)["workers"]
-        found = [member for member in members if member["id"] == worker]
-        if not found:
-            print(f"{worker}: gone")
-            return
-        described = found[0]
+        described = _member(worker, url, admin_key)
     print(f"{worker}: {_in_words(described)}")
 
 
 @app.command()
 def undrain(worker: WorkerId, url: Url = _HERE, admin_key: Key = None) -> None:
-    """Send a drained or draining worker requests again."""
+    """Send a drained or draining worker requests again; returns once it takes them."""
     described = _ask("POST", url, f"/admin/workers/{quote(worker, safe='')}/undrain", admin_key)
+    deadline = time.monotonic() + _RESUME_SECONDS
+    while described["state"] in ("draining", "drained"):  # it hears of it with its next heartbeat
+        if time.monotonic() >= deadline:
+            print(f"{worker}: {_in_words(described)} by its own word: it is being stopped, or its controller is away")
+            raise typer.Exit(3)
+        time.sleep(_PAUSE)
+        described = _member(worker, url, admin_key)
     print(f"{worker}: {_in_words(described)}")
+
+
+def _member(worker: str, url: str, admin_key: str | None) -> dict[str, Any]:
+    """Ends the command where it is none any more."""
+    for member in _ask("GET", url, "/admin/workers", admin_key)["workers"]:
+        if member["id"] == worker:
+            return dict(member)
+    print(f"{worker}: gone")
+    raise typer.Exit
 
 
 def _in_words(worker: dict[str, Any]) -> str:

@@ -335,6 +335,8 @@ class Relay:
                 record.completion_tokens = progress.pieces
                 clock.reschedule(loop.time() + self._settings.send_seconds)
                 await reply.frames(frames)
+                if progress.done and not progress.failed:
+                    record.ended = "complete"  # clients close at the end mark, before the connection to the worker ends
             if failure:
                 failed = Failed("worker_error")
                 failed.frame = failure

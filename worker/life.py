@@ -121,11 +121,11 @@ class Worker:
 
     def _membership(self, service: Service) -> Membership | None:
         settings = self._settings
-        if settings.controller_url is None:
+        if not settings.controllers:
             return None
-        url = settings.worker_url or self._url(_local_address_toward(settings.controller_url))
+        url = settings.worker_url or self._url(_local_address_toward(settings.controllers[0]))
         return Membership(
-            settings.controller_url,
+            settings.controllers,
             settings.worker_secret,
             registration=lambda: Registration(
                 worker_id=self._id,

@@ -1,7 +1,8 @@
 """Joins the worker to a controller and keeps it joined: register, heartbeat, register again when forgotten, leave.
 
 A controller that cannot be reached is asked again for ever, with growing waits and jitter, while the worker goes on
-answering whoever reaches it. `server.protocol.registration` is the contract.
+answering whoever reaches it. Of several that share their state, the next one is told instead, before the lease is over.
+`server.protocol.registration` is the contract.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import aiohttp
@@ -29,18 +30,20 @@ State = Literal["joining", "joined", "left"]
 
 
 class Membership:
-    """One worker at one controller."""
+    """One worker at one controller, or at one of several that share a Redis."""
 
     def __init__(
         self,
-        controller_url: str,
+        controller_urls: Sequence[str],
         secret: str | None,
         registration: Callable[[], Registration],
         heartbeat: Callable[[], Heartbeat],
         obey: Callable[[HeartbeatAnswer], bool] = lambda answer: False,
     ) -> None:
         """`obey` does what the controller asks for, and tells whether that changed anything."""
-        self._workers_url = controller_url.rstrip("/") + "/internal/workers"
+        self._workers_urls = [url.rstrip("/") + "/internal/workers" for url in controller_urls]
+        self._at = 0  # which of them is told
+        self._call_seconds = CALL_SECONDS
         self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
         self._registration = registration
         self._heartbeat = heartbeat
@@ -53,9 +56,7 @@ class Membership:
 
     async def start(self) -> None:
         """Begins to join; does not wait for it."""
-        self._session = aiohttp.ClientSession(
-            headers=self._headers, timeout=aiohttp.ClientTimeout(total=CALL_SECONDS), trust_env=False
-        )
+        self._session = aiohttp.ClientSession(headers=self._headers, trust_env=False)
         self._task = asyncio.create_task(self._stay_joined(), name="membership")
 
     def tell_now(self) -> None:
@@ -80,23 +81,29 @@ class Membership:
             await self._session.close()
 
     async def _stay_joined(self) -> None:
-        wait = FIRST_WAIT
+        wait, failed = FIRST_WAIT, 0
         every = None
         while True:
             try:
                 if every is None:
                     every = await self._register()
-                    self.state, wait = "joined", FIRST_WAIT
+                    self.state = "joined"
                 else:
-                    await self._pause(every * random.uniform(0.9, 1.0))
+                    if not failed:
+                        await self._pause(every * random.uniform(0.9, 1.0))
                     if not await self._beat():
                         self.state, every = "joining", None
-                    wait = FIRST_WAIT
+                wait, failed = FIRST_WAIT, 0
             except (aiohttp.ClientError, TimeoutError, OSError, _Refused, msgspec.DecodeError) as error:
+                failed += 1
+                self._at = (self._at + 1) % len(self._workers_urls)
+                if failed < len(self._workers_urls):
+                    log.warning("The controller does not take this worker: %s; the next one is told", _reason(error))
+                    continue
                 log.warning(
                     "The controller does not take this worker: %s; next try in about %.1f s", _reason(error), wait
                 )
-                self.state = "joining"
+                self.state, failed = "joining", 0
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(wait * 2, LONGEST_WAIT)
                 every = None  # it may be another process by now, one that never heard of us
@@ -116,6 +123,8 @@ class Membership:
             raise _Refused(status)
         answer = msgspec.json.decode(body, type=RegistrationAnswer)
         log.info("Joined the controller as %s", self._worker_id)
+        if len(self._workers_urls) > 1:  # one that hangs must leave time to tell another
+            self._call_seconds = min(CALL_SECONDS, max(answer.lease_seconds / 3, 0.05))
         return min(max(answer.heartbeat_seconds, 0.05), max(answer.lease_seconds / 2, 0.05))
 
     async def _beat(self) -> bool:
@@ -134,7 +143,12 @@ class Membership:
         body = None if content is None else msgspec.json.encode(content)
         headers = {"Content-Type": "application/json"}
         async with self._session.request(
-            method, self._workers_url + path, data=body, headers=headers, allow_redirects=False
+            method,
+            self._workers_urls[self._at] + path,
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=self._call_seconds),
         ) as response:
             return response.status, await response.content.read(_MAX_ANSWER)
 

@@ -30,7 +30,10 @@ class WorkerSettings:
     port: int = setting(8100, "port to listen on; 0 takes a free one", most=65535)
 
     controller_url: str | None = setting(
-        None, "controller to join, e.g. http://127.0.0.1:8000; none: serve alone", short="--controller"
+        None,
+        "controller to join, e.g. http://127.0.0.1:8000; several, comma separated, where they share a Redis; none: "
+        "serve alone",
+        short="--controller",
     )
     worker_secret: str | None = setting(None, "secret shared with the controller", secret=True, short="--secret")
     worker_id: str | None = setting(None, "name in the registry; default: host name and a random part")
@@ -100,10 +103,15 @@ class WorkerSettings:
         check(self)
         if not self.model:
             raise SettingsError("--model (TEPHRA_MODEL): a checkpoint directory is needed")
-        for name in ("controller_url", "worker_url"):
-            url = getattr(self, name)
-            if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
-                raise SettingsError(f"{flag(name)}: expected a URL like http://host:8000")
+        for name, urls in (("controller_url", self.controllers), ("worker_url", (self.worker_url,))):
+            for url in filter(None, urls):
+                if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+                    raise SettingsError(f"{flag(name)}: expected a URL like http://host:8000")
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Where the worker joins: at the first that answers. Empty: it serves alone."""
+        return tuple(url for part in (self.controller_url or "").split(",") if (url := part.strip()))
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> WorkerSettings:

@@ -58,8 +58,9 @@ class GenerationRoute:
         try:
             await self._answer(scope, receive, reply, record)
         except ClientLeft:
-            record.ended = "client_left"
-            controller.metrics.client_disconnects.inc()
+            if not (reply.streaming and record.ended == "complete"):
+                record.ended = "client_left"
+                controller.metrics.client_disconnects.inc()
         except ControllerStopping:
             await self._fail(unavailable("The server is stopping."), reply, record)
         except ApiError as error:

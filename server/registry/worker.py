@@ -46,6 +46,7 @@ class Worker:
         self._heard_at = time.monotonic()  # its last report that came here by whichever way
         self._measured_at = self._heard_at  # the last that told other costs of tokens than the one before
         self._drained_since = float("inf")  # monotonic: when this controller heard of the drain
+        self._resumes_until = float("-inf")  # monotonic: until then it has heard that its drain was taken back
         self._settle_seconds = settle_seconds
         self._own = _Tokens()
         self._foreign = _Tokens.reported(record.load)
@@ -95,6 +96,8 @@ class Worker:
         """
         if not self.draining or self.in_flight:
             return False
+        if self.drain is None and time.monotonic() < self._resumes_until:
+            return False  # it drains by a word that was taken back, and may open its door at any moment
         load = self.record.load
         if load.in_hand is not None:
             return self.record.draining and not load.in_hand
@@ -162,6 +165,7 @@ class Worker:
             self._drained_since = self.drain_set_at
         if drain is None:
             self.health.recover()  # its caches have cooled, and what failed before the drain is past
+            self._resumes_until = self.drain_set_at + self._settle_seconds
         self.drain = drain
 
     @contextmanager

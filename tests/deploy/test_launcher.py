@@ -238,6 +238,9 @@ def test_a_system_starts_survives_a_killed_worker_and_stops_on_ctrl_c(
     running.until(r"worker-\d was ended by SIGKILL\. .*It is started again in")
     assert ask(url).status_code == 200  # by the other one, while the first is away
     running.until(r"worker-\d: ready(?s:.*)worker-\d: ready(?s:.*)worker-\d: ready")
+    with httpx.Client(trust_env=False, timeout=LIMIT) as client:
+        workers = client.get(url.removesuffix("v1") + "admin/workers").json()["workers"]
+    assert {worker["id"] for worker in workers} == {"worker-1", "worker-2"}  # the names that are shown here
 
     family = running.family()
     assert len(running.worker_processes()) == 2

@@ -117,13 +117,18 @@ def is_one_whole_answer(events):
 async def tellers(start_controller, start_worker):
     """`await tellers(2, {7: reset})`: a controller, and workers of which the first to get there fails in that place."""
 
+    before = []
+
     async def start(count, fail_at, *, versions=("v1",), usage=False, **settings):
+        while before:  # controllers of one test share a Redis
+            await before.pop().leave()
         client = await start_controller(**{"lease_seconds": 3.0} | settings)
         workers = []
         for number in range(count):
             version = versions[number % len(versions)]
             worker = await start_worker(f"w{number}", client, version=version)
             workers.append(Storyteller(worker, fail_at, version=version, usage=usage).worker)
+        before.extend(workers)
         return client, workers
 
     return start

@@ -91,9 +91,32 @@ async def test_a_worker_is_drained_when_it_says_that_it_has_nothing_in_hand(star
     (seen,) = (await client.get("/admin/workers", KEY))[1]["workers"]
     assert (seen["state"], seen["safe_to_stop"]) == ("drained", True)
     assert 'tephra:worker_state{state="drained",worker="w1"} 1.0' in (await client.get("/metrics"))[1]
-    await act(client, "w1", "undrain")
+    _, body = await act(client, "w1", "undrain")
+    assert (body["state"], body["safe_to_stop"]) == ("draining", False)  # it may take requests at any moment
+    assert await tell(0, True) == 204  # from before it heard
+    assert await state(client) == "draining"
     assert await tell(0, False) == 204
     assert await state(client) == "healthy"
+
+
+async def test_a_worker_that_drains_by_its_own_word_is_safe_to_stop_though_an_operator_took_his_back(
+    start_controller, start_worker, until
+):
+    client = await start_controller(admin_key="admin")
+    worker = await start_worker("w1", client)
+    worker.silence()
+    await act(client, "w1", "drain")
+    assert await worker.post("/w1/heartbeat", {"load": {"in_hand": 0}, "draining": True}) == 200
+    await act(client, "w1", "undrain")
+    assert await state(client) == "draining"
+
+    async def tell() -> bool:
+        await worker.post("/w1/heartbeat", {"load": {"in_hand": 0}, "draining": True})
+        return client.controller.table.get("w1").state == "drained"
+
+    async with asyncio.timeout(10):
+        while not await tell():
+            await asyncio.sleep(0.02)
 
 
 async def test_a_worker_that_does_not_count_is_drained_only_after_everybody_knows_and_nothing_runs(

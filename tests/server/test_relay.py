@@ -254,6 +254,28 @@ async def test_a_client_that_leaves_cancels_the_work(client, start_worker, until
     assert client.controller.table.get("w1").in_flight == 0
 
 
+async def test_a_client_that_closes_at_the_end_mark_has_had_its_answer(client, start_worker, until, open_stream, chunk):
+    """As OpenAI's does, which does not wait for the connection's own end."""
+    worker = await start_worker("w1", client)
+
+    async def slow_to_end(request):
+        response = await open_stream(request)
+        await response.write(chunk("word", "stop") + b"data: [DONE]\n\n")
+        await asyncio.sleep(30)
+        return response
+
+    worker.handler = slow_to_end
+    body = {"model": "demo", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    async with aiohttp.ClientSession() as session:
+        response = await session.post(client.url + "/v1/chat/completions", json=body)
+        while b"[DONE]" not in await response.content.readline():
+            pass
+        response.close()
+    await until(lambda: client.controller.room.requests == 0)
+    assert client.controller.stats.recent[-1].ended == "complete"
+    assert await client.metric("client_disconnects_total") == 0
+
+
 @pytest.mark.parametrize("status", [400, 404, 429, 500])
 async def test_a_workers_error_in_the_known_shape_passes_through(client, start_worker, status):
     worker = await start_worker("w1", client)

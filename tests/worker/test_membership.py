@@ -28,6 +28,7 @@ class Controller:
         self.statuses: list[int] = []
         self.secrets: set[str | None] = set()
         self.wish: dict[str, bool] | None = None
+        self.hangs = self.fails = False
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -46,6 +47,10 @@ class Controller:
         return web.json_response({"heartbeat_seconds": 0.05, "lease_seconds": 1.0})
 
     async def beat(self, request: web.Request) -> web.Response:
+        while self.hangs:
+            await asyncio.sleep(0.01)
+        if self.fails:
+            return web.Response(status=503)
         if request.match_info["id"] not in self.members:
             return web.Response(status=404)
         self.beats.append(msgspec.json.decode(await request.read(), type=Heartbeat))
@@ -75,13 +80,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def member(
-    url: str,
+    urls: str | list[str],
     heartbeat: Callable[[], Heartbeat] | None = None,
     obey: Callable[[HeartbeatAnswer], bool] = lambda answer: False,
 ) -> Membership:
     registration = Registration("w-1", "http://127.0.0.1:9", CARD, "native", "cpu", 8, 0.0)
     told = heartbeat or (lambda: Heartbeat(WorkerLoad(running=2)))
-    return Membership(url, "s3cret", lambda: registration, told, obey)
+    return Membership([urls] if isinstance(urls, str) else urls, "s3cret", lambda: registration, told, obey)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -143,6 +148,33 @@ async def test_a_controller_that_is_not_there_is_waited_for_and_may_come_back() 
     await runner.cleanup()
     await membership.leave()
     assert membership.state == "left"
+
+
+@pytest.mark.parametrize("how", ["gone", "hangs", "fails"])
+async def test_when_its_controller_is_lost_the_next_one_is_told_and_the_worker_stays_a_member(how: str) -> None:
+    controllers, runners, urls = [Controller(), Controller()], [], []
+    controllers[1].members = controllers[0].members  # in the Redis that they share
+    for stand_in in controllers:
+        runner = web.AppRunner(stand_in.app(), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        runners.append(runner)
+        urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    membership = member(urls)
+    await membership.start()
+    await until(lambda: len(controllers[0].beats) >= 2)
+    assert controllers[1].beats == []
+    if how == "gone":
+        await runners[0].cleanup()
+    controllers[0].hangs = how == "hangs"
+    controllers[0].fails = how == "fails"
+    await until(lambda: len(controllers[1].beats) >= 2)
+    assert (membership.state, controllers[0].joined, controllers[1].joined) == ("joined", 1, 0)
+    await membership.leave()
+    assert controllers[1].left == ["w-1"]
+    controllers[0].hangs = False
+    for runner in runners:
+        await runner.cleanup()
 
 
 async def test_what_must_be_known_now_does_not_wait_for_the_next_beat(controller: tuple[Controller, str]) -> None:
