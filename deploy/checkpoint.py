@@ -1,4 +1,4 @@
-"""`tephra checkpoint import | export | verify | inspect`: checkpoints in, out, and looked at.
+"""`tephra checkpoint import | export | quantize | verify | inspect`: checkpoints in, out, and looked at.
 
 Only the command line is here: what is printed, and with which exit code. Everything else is `model.checkpoint`, which
 is imported when a command runs, so that --help never waits for torch.
@@ -132,6 +132,17 @@ def export(
 
 
 @app.command()
+def quantize(source: Source, target: Target, shard_gb: ShardSize = 5.0) -> None:
+    """Write a checkpoint whose weights are int8, for workers of ours on CPUs: half the bytes, and loaded sooner."""
+    with _told() as console:
+        from model.cpu.int8_checkpoint import write_int8
+
+        with byte_bar(console) as progress:
+            write_int8(source, target, shard_bytes=int(shard_gb * _GB), progress=progress)
+        console.print(f"{target} is ready: tephra up --model {target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def verify(
     source: Source,
     engine: Annotated[
@@ -211,6 +222,7 @@ def _facts(summary: Summary) -> dict[str, str | None]:
         "generation": summary.generation or f"not told ({summary.model_type})",
         "images": f"{summary.images}; at most {summary.image_tokens} tokens each",
         "context": f"{summary.context_length} tokens",
+        "weights": summary.quantization,
         "vocabulary": f"{summary.vocabulary}, image token {summary.image_token_id}",
         "chat template": summary.template or "none",
         "parameters": f"{summary.parameters:,}",

@@ -17,7 +17,8 @@ from msgspec import structs
 from model.checkpoint import load_checkpoint
 from model.config import LlavaConfig
 from model.cpu.fused import can_fuse, fuse
-from model.cpu.int8 import to_int8
+from model.cpu.int8 import check_int8, to_int8
+from model.cpu.int8_checkpoint import is_stored_in_int8, load_int8_checkpoint
 from model.cpu.invariant import can_be_invariant, make_invariant
 from model.cpu.kernels import team
 from model.errors import ModelError
@@ -66,15 +67,20 @@ def start_service(settings: WorkerSettings) -> Service:
     device = _device(settings.device)
     name = settings.served_name or directory.resolve().name
     try:
-        int8 = settings.quantization == "int8"
-        checkpoint = load_checkpoint(directory, device=device, dtype=_dtype(settings.dtype, device, int8=int8))
-        make_quick(checkpoint.model, int8=int8)
+        stored = is_stored_in_int8(directory)
+        int8 = stored or settings.quantization == "int8"
+        dtype = _dtype(settings.dtype, device, int8=int8)
+        if stored:
+            check_int8(device, dtype)
+            checkpoint = load_int8_checkpoint(directory)
+        else:
+            checkpoint = load_checkpoint(directory, device=device, dtype=dtype)
+            make_quick(checkpoint.model, int8=int8)
         team.disband()  # from here on only the engine's thread computes
         version = settings.version_id or checkpoint_version(directory)
         metrics = WorkerMetrics(name, version)
-        engine = NativeEngine(
-            checkpoint.model, _engine_config(settings), observer=metrics, weights=f"{version}:{settings.quantization}"
-        )
+        weights = f"{version}:{'int8' if int8 else 'none'}"
+        engine = NativeEngine(checkpoint.model, _engine_config(settings), observer=metrics, weights=weights)
         prompter = choose_prompter(checkpoint.prompter, checkpoint.config, directory, settings.chat_template)
         files = ModelFiles(checkpoint.config, prompter, checkpoint.preprocessor)
         service = assemble(settings, files, engine, metrics, name=name, version=version)

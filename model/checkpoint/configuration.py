@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.files import read_json
+from model.checkpoint.quantization import is_int8
 from model.config import LlavaConfig
 from model.config.original import refuse_original
 from model.errors import CheckpointError
@@ -47,6 +48,7 @@ def checked_config(raw: Mapping[str, Any], origin: str) -> LlavaConfig:
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{origin}: a field is not of its kind ({type(error).__name__}: {error})") from error
     check_sizes(config, origin)
+    is_int8(config, origin)  # or not quantised; whatever else there is cannot be read
     return config
 
 

@@ -23,6 +23,7 @@ from model.checkpoint.importing import ImportOptions, plan_import
 from model.checkpoint.names import LM_HEAD, to_original
 from model.checkpoint.original import text_section
 from model.checkpoint.plan import Progress, counter, dtype_name, write_checkpoint
+from model.checkpoint.quantization import refuse_quantized
 from model.checkpoint.tensors import stored_tensors
 from model.checkpoint.tokenizer_files import plan_tokenizer, write_tokenizer
 from model.checkpoint.weights import SHARD_BYTES, write_weights
@@ -80,6 +81,7 @@ def export_original(
             f"{source}: cannot be exported: the original code takes the last layer that a SigLIP tower keeps, "
             f"this model layer {config.encoder_layers_used} of {config.vision.layers}"
         )
+    refuse_quantized(config, str(directory))
     stored = stored_tensors(directory)
     if config.text.tied_embeddings:
         stored.pop(LM_HEAD, None)

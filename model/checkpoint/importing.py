@@ -23,6 +23,7 @@ from model.checkpoint.original import read_original
 from model.checkpoint.original_parts import as_generation, may_be_delta, original_config, original_weights
 from model.checkpoint.plan import CheckpointPlan, dtype_name
 from model.checkpoint.processor_files import NORMALISATION
+from model.checkpoint.quantization import refuse_quantized
 from model.checkpoint.tensors import StoredTensor, all_tensors
 from model.checkpoint.tokenizer_files import IMAGE, VIDEO, TokenizerPlan, has_tokenizer, plan_tokenizer
 from model.checkpoint.towers import add_tower, has_tower
@@ -68,6 +69,7 @@ def _plan_hf(directory: Path, raw: Mapping[str, Any], options: ImportOptions) ->
         if given is not None:
             raise CheckpointError(f"{directory}: is whole, in Hugging Face layout; it takes no {field}")
     config = checked_config(raw, str(directory / "config.json"))
+    refuse_quantized(config, str(directory))
     preprocessor = read_preprocessor(directory, config)
     base: BaseView = preprocessor.geometry.base
     if config.kind == "llava":

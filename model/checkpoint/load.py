@@ -17,6 +17,7 @@ import torch
 
 from model.checkpoint.configuration import check_sizes, read_config
 from model.checkpoint.files import checked_folder
+from model.checkpoint.quantization import refuse_quantized
 from model.checkpoint.tensors import StoredTensor, open_shard, stored_tensors
 from model.checkpoint.weights import is_finite
 from model.config import LlavaConfig
@@ -24,7 +25,7 @@ from model.errors import CheckpointError
 from model.images import ImagePreprocessor, read_preprocessor
 from model.llava import LlavaModel
 from model.prompts import Prompter, load_prompter
-from model.rope import inverse_frequencies
+from model.rope import Rope, inverse_frequencies
 
 _MOST_THREADS = 8
 
@@ -54,6 +55,7 @@ def load_checkpoint(
 def load_model(directory: Path, config: LlavaConfig, device: str | torch.device, dtype: torch.dtype) -> LlavaModel:
     """The weights alone. Tensors that the model does not use (unused vision layers) stay on disk."""
     check_sizes(config, str(directory / "config.json"))
+    refuse_quantized(config, str(directory))
     with torch.device("meta"):
         model = LlavaModel(config)
     wanted = model.state_dict()
@@ -68,15 +70,22 @@ def load_model(directory: Path, config: LlavaConfig, device: str | torch.device,
             raise CheckpointError(
                 f"{stored[name].file}: {name} has shape {list(stored[name].shape)}, the model needs {list(like.shape)}"
             )
-    tensors = _read({name: stored[name] for name in wanted}, torch.device(device), dtype)
+    tensors = read_tensors({name: stored[name] for name in wanted}, torch.device(device), dtype)
     model.load_state_dict(tensors, assign=True)
-    rope = model.language_model.model.rope
-    frequencies, _ = inverse_frequencies(config.text.rope, config.text.head_dim)
-    rope.register_buffer("inverse_frequencies", frequencies.to(device), persistent=False)
+    give_angles(model.language_model.model.rope, config, device)
     return model.eval().requires_grad_(False)
 
 
-def _read(stored: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def give_angles(rope: Rope, config: LlavaConfig, device: str | torch.device) -> None:
+    """What is stored nowhere: a model that was made without memory gets its rotary frequencies."""
+    frequencies, _ = inverse_frequencies(config.text.rope, config.text.head_dim)
+    rope.register_buffer("inverse_frequencies", frequencies.to(device), persistent=False)
+
+
+def read_tensors(
+    stored: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """Copies of the tensors, in `dtype` or as they are. Raises CheckpointError for numbers that are not finite."""
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         jobs = [pool.submit(_read_some, part, device, dtype) for part in _shares(stored, threads)]
@@ -101,13 +110,15 @@ def _shares(stored: Mapping[str, StoredTensor], threads: int) -> list[dict[str, 
     return shares
 
 
-def _read_some(part: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _read_some(
+    part: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
     """Tensors of one file."""
     tensors = {}
     with open_shard(next(iter(part.values())).file) as shard:
         for name, place in part.items():
-            tensor = shard.get_tensor(place.name).to(device=device, dtype=dtype, copy=True)
+            tensor = shard.get_tensor(place.name).to(device=device, dtype=dtype or place.dtype, copy=True)
             if not is_finite(tensor):
-                raise CheckpointError(f"{place.file}: {name} holds NaN or infinite numbers (as {dtype})")
+                raise CheckpointError(f"{place.file}: {name} holds NaN or infinite numbers (as {tensor.dtype})")
             tensors[name] = tensor
     return tensors

@@ -93,7 +93,7 @@ def write_checkpoint(
             plan.tensors, aside, shard_bytes=shard_bytes, advance=counter("writing", total, progress)
         )
         _write_small_files(plan, aside)
-        _read_back(aside, digests, counter("checking", total, progress))
+        read_back(aside, digests, counter("checking", total, progress))
         config = read_config(aside)
         load_prompter(aside, config)
         manifest = build_manifest(
@@ -124,8 +124,11 @@ def _write_small_files(plan: CheckpointPlan, folder: Path) -> None:
         (folder / "chat_template.jinja").write_text(plan.template, "utf-8")
 
 
-def _read_back(folder: Path, digests: Mapping[str, str], advance: Callable[[int], None]) -> None:
-    stored = stored_tensors(folder)
+def read_back(
+    folder: Path, digests: Mapping[str, str], advance: Callable[[int], None], *, integers: bool = False
+) -> None:
+    """Raises CheckpointError where the weights on disk have not those digests."""
+    stored = stored_tensors(folder, integers=integers)
     if stored.keys() != digests.keys():
         raise CheckpointError(f"{folder}: what was written is not what was to be written")
     for name, tensor in stored.items():

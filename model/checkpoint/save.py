@@ -33,22 +33,27 @@ def save_checkpoint(
     Raises CheckpointError if `target` exists, if a number is not finite, or if writing fails.
     """
     checked_folder(source)
-    given = {name: _in_memory(name, tensor) for name, tensor in tensors.items()}
+    given = {name: in_memory(name, tensor) for name, tensor in tensors.items()}
     whole = {name: tensor.cast(dtype) for name, tensor in {**stored_tensors(source), **given}.items()}
     with written_aside(target, sum(tensor.nbytes for tensor in whole.values())) as aside:
         write_weights(whole, aside, shard_bytes=shard_bytes)
-        for file in source.iterdir():
-            # The manifest speaks of the weights that it came with.
-            if (
-                file.is_file()
-                and file.suffix not in _NOT_COPIED
-                and not file.name.endswith((".index.json", "manifest.json"))
-            ):
-                shutil.copyfile(file, aside / file.name)
+        copy_small_files(source, aside)
     return target
 
 
-def _in_memory(name: str, tensor: torch.Tensor) -> StoredTensor:
+def copy_small_files(source: Path, target: Path) -> None:
+    """All but the weights, and the manifest, which speaks of the weights that it came with."""
+    for file in source.iterdir():
+        if (
+            file.is_file()
+            and file.suffix not in _NOT_COPIED
+            and not file.name.endswith((".index.json", "manifest.json"))
+        ):
+            shutil.copyfile(file, target / file.name)
+
+
+def in_memory(name: str, tensor: torch.Tensor) -> StoredTensor:
+    """A tensor, to be written as if it lay on disk."""
     values = tensor.detach()
 
     def rows(first: int, last: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from model.checkpoint.files import checked_folder, read_json_if_there
 from model.checkpoint.manifest import MANIFEST, roll_up_parts
 from model.checkpoint.names import PARTS, part_of
 from model.checkpoint.plan import Progress, counter
+from model.checkpoint.quantization import is_int8
 from model.checkpoint.tensors import StoredTensor, stored_tensors
 from model.checkpoint.tokenizer_files import plan_tokenizer
 from model.checkpoint.weights import tensor_digest
@@ -45,6 +46,7 @@ class Summary:
     version: str | None
     source: str | None  # what it was imported from
     parent: str | None  # the version, or else the name, of the checkpoint whose language model it began as
+    quantization: str | None  # None: weights are floating-point numbers
     made_from: tuple[str, ...]  # every directory that went into it
     parts: tuple[PartSummary, ...]
 
@@ -60,7 +62,8 @@ def summarise(path: str | Path, *, digests: bool = False, progress: Progress | N
     """
     directory = checked_folder(path)
     config = read_config(directory)
-    stored = stored_tensors(directory)
+    int8 = is_int8(config, str(directory))
+    stored = stored_tensors(directory, integers=int8)
     manifest = read_json_if_there(directory / MANIFEST)
     known = manifest.get("parts")
     rolled: Mapping[str, str] = known if isinstance(known, Mapping) else {}
@@ -81,6 +84,7 @@ def summarise(path: str | Path, *, digests: bool = False, progress: Progress | N
         source=_text(manifest.get("source")),
         parent=_text(manifest.get("parent")),
         made_from=tuple(_origins(manifest.get("made_from"))),
+        quantization="int8" if int8 else None,
         parts=tuple(_part(name, config, stored, rolled.get(name)) for name in PARTS),
     )
 

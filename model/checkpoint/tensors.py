@@ -7,7 +7,7 @@ then streamed: what is in memory is one piece of rows, whatever the size of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ Rename = Callable[[str], str | None]
 Rows = Callable[[int, int], torch.Tensor]  # rows first..last of the first dimension
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS = {"I8": torch.int8}  # of checkpoints that are quantised
 PIECE_BYTES = 4 << 20
 
 
@@ -59,14 +60,15 @@ class StoredTensor:
         return replace(self, dtype=dtype, rows=lambda first, last: read(first, last).to(dtype))
 
 
-def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Canonical name -> tensor, over all safetensors files. Raises CheckpointError for missing or unreadable ones."""
+def stored_tensors(directory: Path, *, integers: bool = False) -> dict[str, StoredTensor]:
+    """Canonical name -> tensor, over all safetensors files. Raises CheckpointError for missing or unreadable ones, and
+    unless `integers` are expected for those."""
     files, listed = indexed_files(directory, "model", "safetensors")
     if not files:
         files = [member(directory, file.name) for file in sorted(directory.glob("*.safetensors"))]
     if not files:
         raise CheckpointError(f"{directory}: no .safetensors files; pickled weights are not loaded")
-    return gathered(directory, files, listed, canonical_name)
+    return gathered(directory, files, listed, canonical_name, integers=integers)
 
 
 def all_tensors(directory: Path, rename: Rename) -> dict[str, StoredTensor]:
@@ -86,12 +88,14 @@ def has_weights(directory: Path) -> bool:
     )
 
 
-def gathered(directory: Path, files: Iterable[Path], listed: frozenset[str], rename: Rename) -> dict[str, StoredTensor]:
+def gathered(
+    directory: Path, files: Iterable[Path], listed: frozenset[str], rename: Rename, *, integers: bool = False
+) -> dict[str, StoredTensor]:
     """All tensors of the files under their new names. Raises CheckpointError for one that comes twice or not at all."""
     tensors: dict[str, StoredTensor] = {}
     seen: set[str] = set()
     for file in files:
-        for tensor in tensors_of(file):
+        for tensor in tensors_of(file, integers=integers):
             seen.add(tensor.name)
             name = rename(tensor.name)
             if name is None:
@@ -106,9 +110,11 @@ def gathered(directory: Path, files: Iterable[Path], listed: frozenset[str], ren
     return tensors
 
 
-def tensors_of(file: Path) -> list[StoredTensor]:
+def tensors_of(file: Path, *, integers: bool = False) -> list[StoredTensor]:
     """What a safetensors or a `.bin` file holds. Raises CheckpointError."""
-    return _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
+    if file.suffix != ".safetensors":
+        return _pickled(file)
+    return _safetensors(file, {**DTYPES, **INTEGERS} if integers else DTYPES)
 
 
 @contextmanager
@@ -121,15 +127,15 @@ def open_shard(file: Path) -> Iterator[Any]:
         raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
 
 
-def _safetensors(file: Path) -> list[StoredTensor]:
+def _safetensors(file: Path, dtypes: Mapping[str, torch.dtype]) -> list[StoredTensor]:
     with open_shard(file) as shard:
         tensors = []
         for name in shard.keys():  # noqa: SIM118  (safe_open has no __iter__)
             described = shard.get_slice(name)
-            dtype = DTYPES.get(described.get_dtype())
+            dtype = dtypes.get(described.get_dtype())
             if dtype is None:
                 raise CheckpointError(
-                    f"{file}: {name} is stored as {described.get_dtype()}; expected one of {', '.join(DTYPES)}"
+                    f"{file}: {name} is stored as {described.get_dtype()}; expected one of {', '.join(dtypes)}"
                 )
             tensors.append(StoredTensor(file, name, tuple(described.get_shape()), dtype, _rows_of(file, name)))
         return tensors

@@ -20,10 +20,12 @@ from model.checkpoint.lineage import repository_name
 from model.checkpoint.manifest import MANIFEST
 from model.checkpoint.names import LM_HEAD
 from model.checkpoint.plan import Progress, counter
+from model.checkpoint.quantization import is_int8
 from model.checkpoint.tensors import StoredTensor, stored_tensors
 from model.checkpoint.tokenizer_files import TokenizerPlan, plan_tokenizer
 from model.checkpoint.weights import tensor_digest
 from model.config import LlavaConfig
+from model.cpu.int8_checkpoint import int8_faults
 from model.errors import CheckpointError, ModelError, PromptError
 from model.images import read_preprocessor
 from model.prompts import ChatMessage, ImagePart, Prompter, TextPart, load_prompter
@@ -62,19 +64,28 @@ def verify_checkpoint(path: str | Path, *, progress: Progress | None = None) -> 
 
 def _weights(directory: Path, config: LlavaConfig, progress: Progress | None) -> Iterator[Finding]:
     try:
-        stored = stored_tensors(directory)
+        int8 = is_int8(config, str(directory))
+        stored = stored_tensors(directory, integers=int8)
         recorded = read_json_if_there(directory / MANIFEST).get("tensors") or {}
-        if config.text.tied_embeddings:
-            stored.pop(LM_HEAD, None)  # older saves write the token table twice
-        for fault in tensor_faults(config, stored):
-            yield Finding("fault", fault)
-        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in stored.values()})
-        if len(dtypes) > 1:
-            yield Finding("fault", f"tensors are of several dtypes: {', '.join(dtypes)}")
+        if int8:
+            yield from (Finding("fault", fault) for fault in int8_faults(config, stored))
+            yield Finding("elsewhere", "int8 weights of ours mean nothing to transformers and vLLM, which refuse them.")
+        else:
+            yield from _float_tensors(config, stored)
         advance = counter("reading", sum(tensor.nbytes for tensor in stored.values()), progress)
         yield from _numbers(stored, recorded if isinstance(recorded, Mapping) else {}, advance)
     except CheckpointError as error:
         yield Finding("fault", str(error))
+
+
+def _float_tensors(config: LlavaConfig, stored: dict[str, StoredTensor]) -> Iterator[Finding]:
+    if config.text.tied_embeddings:
+        stored.pop(LM_HEAD, None)  # older saves write the token table twice
+    for fault in tensor_faults(config, stored):
+        yield Finding("fault", fault)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in stored.values()})
+    if len(dtypes) > 1:
+        yield Finding("fault", f"tensors are of several dtypes: {', '.join(dtypes)}")
 
 
 def _numbers(

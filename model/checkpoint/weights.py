@@ -13,19 +13,24 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint.tensors import DTYPES, StoredTensor
+from model.checkpoint.tensors import DTYPES, INTEGERS, StoredTensor
 from model.errors import CheckpointError
 
 SHARD_BYTES = 5 * 10**9
 Advance = Callable[[int], None]  # bytes done since the last call
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in {**DTYPES, **INTEGERS}.items()}
 
 
 def write_weights(
-    tensors: Mapping[str, StoredTensor], folder: Path, *, shard_bytes: int = SHARD_BYTES, advance: Advance | None = None
+    tensors: Mapping[str, StoredTensor],
+    folder: Path,
+    *,
+    stem: str = "model",
+    shard_bytes: int = SHARD_BYTES,
+    advance: Advance | None = None,
 ) -> dict[str, str]:
-    """Fills `folder` with model.safetensors, or with shards and their index. Returns the digest of each tensor.
+    """Fills `folder` with <stem>.safetensors, or with shards and their index. Returns the digest of each tensor.
 
     Raises CheckpointError for weights that are not finite, OSError when the disk refuses.
     """
@@ -33,13 +38,13 @@ def write_weights(
     digests: dict[str, str] = {}
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
         digests |= _write_shard({name: tensors[name] for name in names}, folder / file, advance or (lambda _: None))
         places |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     return digests
 
 

@@ -2,10 +2,10 @@
 
 Every matrix product of vision tower, connector, decoder and head is replaced; embeddings, the patch convolution and
 attention stay bfloat16. Weights are scaled by output channel, activations by token, both symmetric and by their
-largest value; in the decoder, channels are evened out first (`model.cpu.smoothing`). The head, where a small error
-changes a word, takes each activation as two int8 numbers, which costs nothing where memory is what a product waits
-for. Since products are exact, a token's result does not depend on what it is computed beside. CPU alone: on a GPU
-other engines do better.
+largest value; in the decoder, channels are evened out (`model.cpu.smoothing`) and mixed first. The head, where a small
+error changes a word, takes each activation as two int8 numbers, which costs nothing where memory is what a product
+waits for; where it shares the embedding's weights, it scores the likeliest tokens again with those. Since products are
+exact, a token's result does not depend on what it is computed beside. CPU alone: on a GPU other engines do better.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from torch import nn
 from model.attention import Attention
 from model.config import TextConfig, VisionConfig
 from model.connector import Connector
+from model.cpu.int8_linear import Int8Linear
 from model.cpu.kernels import rows, team
 from model.cpu.kernels.dense import attend_all, padded, side_by_side
+from model.cpu.kernels.hadamard import parts_of
 from model.cpu.kernels.rows import Product, Quantized
 from model.cpu.smoothing import LayerFactors, smoothing_factors
 from model.errors import ModelError
@@ -28,9 +30,9 @@ from model.llava import LlavaModel
 from model.rope import HalfRope
 from model.vision_tower import VisionLayer
 
-_LIMIT = 127.0
-_ROWS = 8  # that the packing is made for; other numbers are as quick with it
-_ONE, _OFFSET = torch.tensor(1.0), torch.tensor(128)  # of activations; their scales are the rows'
+_OFFSET = 128.0  # of activations, which are kept without a sign
+_LIKELIEST = 32  # tokens that a head scores again
+_ROWS_AT_ONCE = 64  # of which it does so: so that little memory is taken
 
 
 def check_int8(device: torch.device | str, dtype: torch.dtype) -> None:
@@ -46,86 +48,39 @@ def check_int8(device: torch.device | str, dtype: torch.dtype) -> None:
 
 
 def to_int8(model: LlavaModel) -> LlavaModel:
-    """Replaces a model's layers, one by one, so that no more than one is there twice. Raises ModelError."""
+    """Replaces a bfloat16 model's layers. Raises ModelError."""
     check_int8(model.device, model.dtype)
+    return pack(quantized(model, smoothing_factors(model)))
+
+
+def quantized(model: LlavaModel, factors: Sequence[LayerFactors]) -> LlavaModel:
+    """Replaces layers, one by one, so that no more than one is there twice. Nothing is packed: the model can be stored,
+    and computed after `pack`. Of a model on the meta device, a frame of the same names and shapes."""
     config = model.config
-    factors = smoothing_factors(model)
     tower = model.vision_tower.vision_model.encoder.layers
     for index, layer in enumerate(tower):
-        assert isinstance(layer, VisionLayer), "the model is in int8 already"
+        assert isinstance(layer, VisionLayer), "the model's layers were replaced already"
         tower[index] = Int8VisionLayer(layer, config.vision)
     connector = Int8Connector(model.multi_modal_projector, config.connector_activation)
     model.add_module("multi_modal_projector", connector)
     decoder = model.language_model.model
     for index, layer in enumerate(decoder.layers):
-        assert isinstance(layer, DecoderLayer), "the model is in int8 already"
+        assert isinstance(layer, DecoderLayer), "the model's layers were replaced already"
         decoder.layers[index] = Int8DecoderLayer(layer, config.text, factors[index])
     decoder.add_module("rope", HalfRope(decoder.rope))
     head = decoder.embed_tokens if config.text.tied_embeddings else model.language_model.lm_head
-    model.language_model.scorer = Int8Head(Int8Linear([head.weight], [None]))
+    model.language_model.scorer = Int8Head(head.weight, exact=config.text.tied_embeddings)
     if not config.text.tied_embeddings:
         del model.language_model.lm_head
     return model
 
 
-class Int8Linear(nn.Module):
-    """Linear layers over the same input, side by side. Takes quantised rows, gives a product to be scaled back."""
-
-    columns: torch.Tensor  # float32 [N]
-    zeros: torch.Tensor  # int64 [N]: weights are as far up as down
-    bias: torch.Tensor | None  # float32 [N]
-
-    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> None:
-        super().__init__()
-        quantized = [quantize_weight(weight) for weight in weights]
-        weight = torch.cat([values for values, _ in quantized])  # int8 [N, K]
-        # An opaque tensor, no buffer: nothing but this product can be done with it.
-        self.packed = (torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]]),)
-        self.register_buffer("columns", torch.cat([scales for _, scales in quantized]))
-        self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int64))
-        bias = None
-        if any(part is not None for part in biases):
-            parts = [torch.zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
-            bias = torch.cat([part.float() for part in parts])
-        self.register_buffer("bias", bias)
-
-    @classmethod
-    def of(cls, *layers: nn.Linear, factors: torch.Tensor | None = None) -> Int8Linear:
-        """With `factors` [K], for inputs of which each channel is divided by its factor."""
-        weights = [layer.weight if factors is None else layer.weight.float() * factors for layer in layers]
-        return cls(weights, [layer.bias for layer in layers])
-
-    def divide_outputs(self, first: int, factors: torch.Tensor) -> None:
-        """Divides each output channel from `first` on by its factor."""
-        self.columns[first:] /= factors
-        if self.bias is not None:
-            self.bias[first:] /= factors
-
-    def forward(self, x: Quantized) -> Product:
-        sums = torch.ops.onednn.qlinear_pointwise(
-            x.values,
-            _ONE,
-            _OFFSET,
-            self.packed[0],
-            self.columns,
-            self.zeros,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
-        return Product(sums, x.scales, self.bias)
-
-
-def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N, K] -> int8 [N, K] and the float32 scale [N] of each row."""
-    wide = weight.detach().float()
-    scales = wide.abs().amax(dim=1) / _LIMIT
-    values = (wide / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_().to(torch.int8)
-    return values, scales
+def pack(model: LlavaModel) -> LlavaModel:
+    """Makes a model of `quantized` ready to compute."""
+    for part in model.modules():
+        if isinstance(part, Int8Linear):
+            part.pack()
+    return model
 
 
 class Int8VisionLayer(nn.Module):
@@ -180,10 +135,13 @@ class Int8DecoderLayer(nn.Module):
         norms = (layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float())
         self.first = _Norm(norms[0] / factors.qkv, None, config.norm_eps)
         self.second = _Norm(norms[1] / factors.gate_up, None, config.norm_eps)
-        self.qkv = Int8Linear.of(attention.q_proj, attention.k_proj, attention.v_proj, factors=factors.qkv)
-        self.out, self.down = Int8Linear.of(attention.o_proj), Int8Linear.of(mlp.down_proj, factors=factors.down)
-        self.gate_up = Int8Linear.of(mlp.gate_proj, mlp.up_proj, factors=factors.gate_up)
+        self.qkv = _mixed(attention.q_proj, attention.k_proj, attention.v_proj, factors=factors.qkv)
+        self.qkv.divide_outputs((config.heads + config.kv_heads) * config.head_dim, factors.values)
+        values = factors.values.view(config.kv_heads, 1, -1).expand(-1, config.heads // config.kv_heads, -1)
+        self.out = _mixed(attention.o_proj, factors=values.flatten())
+        self.gate_up = _mixed(mlp.gate_proj, mlp.up_proj, factors=factors.gate_up)
         self.gate_up.divide_outputs(mlp.gate_proj.out_features, factors.down)
+        self.down = _mixed(mlp.down_proj, factors=factors.down)
 
     def forward(
         self,
@@ -194,29 +152,48 @@ class Int8DecoderLayer(nn.Module):
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the layer it stands for; x itself is overwritten. cos and sin as `HalfRope` gives them."""
-        q, k, v = rows.turn(self.qkv(self.first(x, None)), self.heads, self.kv_heads, self.head_dim, cos, sin)
+        product = self.qkv(self.first(x, None, self.qkv.parts))
+        q, k, v = rows.turn(product, self.heads, self.kv_heads, self.head_dim, cos, sin)
         mixed = attention(self.layer, q, k, v).reshape(len(x), -1)
         if wanted is not None:
             x, mixed = x[wanted], mixed[wanted]
-        hidden = self.gate_up(self.second(x, self.out(rows.quantize(mixed))))
-        return rows.add(x, self.down(rows.activate(hidden, self.activation, gated=True)))
+        mixed_in = self.out(rows.quantize(mixed, self.out.parts))
+        hidden = self.gate_up(self.second(x, mixed_in, self.gate_up.parts))
+        return rows.add(x, self.down(rows.activate(hidden, self.activation, gated=True, parts=self.down.parts)))
+
+
+def _mixed(*layers: nn.Linear, factors: torch.Tensor) -> Int8Linear:
+    return Int8Linear.of(*layers, factors=factors, parts=parts_of(layers[0].in_features))
 
 
 class Int8Head(nn.Module):
-    """Hidden states to logits."""
+    """Hidden states to logits. With `exact`, weights that are in memory anyway, the likeliest tokens are scored again
+    with those: between two that are nearly as likely int8 would decide by its rounding."""
 
-    def __init__(self, linear: Int8Linear) -> None:
+    exact: torch.Tensor | None  # bfloat16 [vocabulary, D]
+
+    def __init__(self, weight: torch.Tensor, *, exact: bool) -> None:
+        """Of [vocabulary, D]."""
         super().__init__()
-        self.linear = linear
+        self.linear = Int8Linear([weight], [None])
+        self.register_buffer("exact", weight.detach() if exact else None, persistent=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """bfloat16 [N, D] -> float32 [N, vocabulary]."""
         first = rows.quantize(hidden.contiguous())
-        near = (first.values.float() - float(_OFFSET)) * first.scales[:, None]
+        near = (first.values.float() - _OFFSET) * first.scales[:, None]
         rest = rows.quantize((hidden.float() - near).to(hidden.dtype))
         both = Quantized(torch.cat([first.values, rest.values]), torch.cat([first.scales, rest.scales]))
         logits = rows.scale_back_wide(self.linear(both))
-        return logits[: len(hidden)].add_(logits[len(hidden) :])
+        logits = logits[: len(hidden)].add_(logits[len(hidden) :])
+        return logits if self.exact is None else self._score_again(logits, hidden, self.exact)
+
+    def _score_again(self, logits: torch.Tensor, hidden: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+        for some, row in zip(logits.split(_ROWS_AT_ONCE), hidden.float().split(_ROWS_AT_ONCE), strict=True):
+            likeliest = some.topk(min(_LIKELIEST, some.shape[1]), sorted=False).indices  # [n, k]
+            # Not a product: the order of its sums must not depend on how many rows there are.
+            some.scatter_(1, likeliest, (exact[likeliest].float() * row[:, None]).sum(dim=-1))
+        return logits
 
 
 class _Norm(nn.Module):
@@ -231,5 +208,5 @@ class _Norm(nn.Module):
         self.register_buffer("weight", weight.detach().float())
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
-    def forward(self, x: torch.Tensor, product: Product | None) -> Quantized:
-        return rows.add_and_norm(x, product, self.weight, self.bias, self.eps)
+    def forward(self, x: torch.Tensor, product: Product | None, parts: int = 1) -> Quantized:
+        return rows.add_and_norm(x, product, self.weight, self.bias, self.eps, parts)

@@ -34,6 +34,7 @@ def test_the_outcome_is_said_and_told_by_the_exit_code(
     out = " ".join(capsys.readouterr().out.split())
     assert "3 rows" in out
     assert "Not close enough" in out
+    assert "bfloat16's own answers" in out
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

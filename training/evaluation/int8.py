@@ -41,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tephra: {error}", file=sys.stderr)
         return 1
     enough = found.share >= options.least
+    own = found.greedy
     console.print(
         f"int8 says bfloat16's next token {found.share:.2%} of the time ({found.agreed} of {found.tokens}, {len(rows)} "
-        f"rows; {options.least:.0%} asked). Divergence {found.divergence:.4f} nats; loss {found.losses[0]:.4f} -> "
-        f"{found.losses[1]:.4f}. {'Good to serve in int8.' if enough else 'Not close enough: serve it in bfloat16.'}"
+        f"rows; {options.least:.0%} asked); along bfloat16's own answers {own.share:.2%} ({own.agreed} of {own.tokens})"
+        f". Divergence {found.divergence:.4f} nats; loss {found.losses[0]:.4f} -> {found.losses[1]:.4f}. "
+        f"{'Good to serve in int8.' if enough else 'Not close enough: serve it in bfloat16.'}"
     )
     return 0 if enough else 2
 

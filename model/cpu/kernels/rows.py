@@ -4,7 +4,8 @@ For int8 products what goes in is quantised row by row, and what comes out is sc
 
 A row is a token. Its scale is its largest absolute value over 127; by the scales of a weight's columns, found when the
 weight was quantised, products are multiplied already. These were exact whole numbers before that, so a token's result
-is the same whatever other rows are beside it.
+is the same whatever other rows are beside it. Where `parts` is more than one, a row is mixed before it is quantised
+(`model.cpu.kernels.hadamard`), and the weights must have been.
 All tensors are contiguous and on the CPU; shapes are given behind each name.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numba import carray
 
+from model.cpu.kernels.hadamard import mix_row
 from model.cpu.kernels.numbers import gelu, gelu_tanh, narrow, sigmoid, wide
 from model.cpu.kernels.team import address, compiled, kernel, share
 
@@ -59,19 +61,24 @@ class Product:
         return self.sums.data_ptr(), self.rows.data_ptr(), bias
 
 
-def quantize(x: torch.Tensor) -> Quantized:
+def quantize(x: torch.Tensor, parts: int = 1) -> Quantized:
     """x bfloat16 [M, K]."""
     out = Quantized.empty(*x.shape)
-    _quantize(*x.shape, x.data_ptr(), out.values.data_ptr(), out.scales.data_ptr())
+    _quantize(*x.shape, parts, x.data_ptr(), out.values.data_ptr(), out.scales.data_ptr())
     return out
 
 
 def add_and_norm(
-    x: torch.Tensor, product: Product | None, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    x: torch.Tensor,
+    product: Product | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    parts: int = 1,
 ) -> Quantized:
     """x bfloat16 [M, D] += product, in place; then its layer norm (without `bias` [D] its RMS norm), quantised."""
     out = Quantized.empty(*x.shape)
-    _norm(x, product, weight, bias, eps, out.values.data_ptr(), out.scales.data_ptr(), 0)
+    _norm(x, product, weight, bias, eps, parts, out.values.data_ptr(), out.scales.data_ptr(), 0)
     return out
 
 
@@ -80,7 +87,7 @@ def add_and_norm_wide(
 ) -> torch.Tensor:
     """Likewise, but the normed rows are bfloat16 [M, D]."""
     out = torch.empty_like(x)
-    _norm(x, product, weight, bias, eps, 0, 0, out.data_ptr())
+    _norm(x, product, weight, bias, eps, 1, 0, 0, out.data_ptr())
     return out
 
 
@@ -90,6 +97,7 @@ def _norm(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     eps: float,
+    parts: int,
     values: int,
     scales: int,
     normed: int,
@@ -97,7 +105,7 @@ def _norm(
     added = (0, 0, 0) if product is None else product.pointers
     eps_bits = int(np.float32(eps).view(np.int32))
     shift = 0 if bias is None else bias.data_ptr()
-    _add_and_norm(*x.shape, x.data_ptr(), *added, weight.data_ptr(), shift, eps_bits, values, scales, normed)
+    _add_and_norm(*x.shape, x.data_ptr(), *added, weight.data_ptr(), shift, eps_bits, parts, values, scales, normed)
 
 
 def add(x: torch.Tensor, product: Product) -> torch.Tensor:
@@ -120,13 +128,13 @@ def scale_back_wide(product: Product) -> torch.Tensor:
     return out
 
 
-def activate(product: Product, activation: str, *, gated: bool) -> Quantized:
+def activate(product: Product, activation: str, *, gated: bool, parts: int = 1) -> Quantized:
     """The activation function of [M, N], quantised; `gated`: of the left half, times the right half, [M, N / 2]."""
     rows, columns = product.sums.shape
     width = columns // 2 if gated else columns
     out = Quantized.empty(rows, width)
     kind = activation_number(activation)
-    _activate(rows, width, int(gated), kind, *product.pointers, out.values.data_ptr(), out.scales.data_ptr())
+    _activate(rows, width, int(gated), kind, parts, *product.pointers, out.values.data_ptr(), out.scales.data_ptr())
     return out
 
 
@@ -199,8 +207,9 @@ def turn_wide(
 
 
 @compiled
-def _quantize_row(row, values, width):
-    """row float32 -> values uint8; returns the scale. A NaN among them makes the scale one."""
+def _quantize_row(row, values, width, parts):
+    """row float32, overwritten -> values uint8; returns the scale. A NaN among them makes the scale one."""
+    mix_row(row, width, parts)
     top = np.uint32(0)
     for column in range(width):
         top = max(top, np.uint32(np.float32(row[column]).view(np.uint32) & np.uint32(0x7FFFFFFF)))  # NaN is the largest
@@ -213,17 +222,17 @@ def _quantize_row(row, values, width):
 
 @kernel
 def _quantize(place):
-    a = carray(place, 5, np.int64)
-    rows, width = a[0], a[1]
-    x = carray(address(a[2]), (rows, width), np.uint16)
-    values = carray(address(a[3]), (rows, width), np.uint8)
-    scales = carray(address(a[4]), rows, np.float32)
+    a = carray(place, 6, np.int64)
+    rows, width, parts = a[0], a[1], a[2]
+    x = carray(address(a[3]), (rows, width), np.uint16)
+    values = carray(address(a[4]), (rows, width), np.uint8)
+    scales = carray(address(a[5]), rows, np.float32)
     row = np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
         for column in range(width):
             row[column] = wide(x[m, column])
-        scales[m] = _quantize_row(row, values[m], width)
+        scales[m] = _quantize_row(row, values[m], width, parts)
 
 
 @compiled
@@ -239,7 +248,7 @@ def _scaled(row, sums, factor, bias, has_bias, width):
 
 @kernel
 def _add_and_norm(place):
-    a = carray(place, 12, np.int64)
+    a = carray(place, 13, np.int64)
     rows, width = a[0], a[1]
     x = carray(address(a[2]), (rows, width), np.uint16)
     sums = carray(address(a[3]), (rows, width), np.float32)
@@ -248,9 +257,10 @@ def _add_and_norm(place):
     weight = carray(address(a[6]), width, np.float32)
     shift = carray(address(a[7]), width, np.float32)
     eps = np.int32(a[8]).view(np.float32)
-    values = carray(address(a[9]), (rows, width), np.uint8)
-    scales = carray(address(a[10]), rows, np.float32)
-    normed = carray(address(a[11]), (rows, width), np.uint16)
+    parts = a[9]
+    values = carray(address(a[10]), (rows, width), np.uint8)
+    scales = carray(address(a[11]), rows, np.float32)
+    normed = carray(address(a[12]), (rows, width), np.uint16)
     row = np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
@@ -261,11 +271,11 @@ def _add_and_norm(place):
         for column in range(width):
             row[column] = wide(x[m, column])
         norm_row(row, weight, shift, a[7] != 0, eps, width)
-        if a[11] != 0:
+        if a[12] != 0:
             for column in range(width):
                 normed[m, column] = narrow(row[column])
         else:
-            scales[m] = _quantize_row(row, values[m], width)
+            scales[m] = _quantize_row(row, values[m], width, parts)
 
 
 @compiled
@@ -336,24 +346,24 @@ def activate_row(row, kind, width):
 
 @kernel
 def _activate(place):
-    a = carray(place, 9, np.int64)
-    rows, width, gated, kind = a[0], a[1], a[2], a[3]
+    a = carray(place, 10, np.int64)
+    rows, width, gated, kind, parts = a[0], a[1], a[2], a[3], a[4]
     stride = 2 * width if gated else width
-    sums = carray(address(a[4]), (rows, stride), np.float32)
-    factors = carray(address(a[5]), rows, np.float32)
-    bias = carray(address(a[6]), stride if a[6] != 0 else 0, np.float32)
-    values = carray(address(a[7]), (rows, width), np.uint8)
-    scales = carray(address(a[8]), rows, np.float32)
+    sums = carray(address(a[5]), (rows, stride), np.float32)
+    factors = carray(address(a[6]), rows, np.float32)
+    bias = carray(address(a[7]), stride if a[7] != 0 else 0, np.float32)
+    values = carray(address(a[8]), (rows, width), np.uint8)
+    scales = carray(address(a[9]), rows, np.float32)
     row, gate = np.empty(width, np.float32), np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
-        _scaled(row, sums[m, :width], factors[m], bias[:width], a[6] != 0, width)
+        _scaled(row, sums[m, :width], factors[m], bias[:width], a[7] != 0, width)
         activate_row(row, kind, width)
         if gated:
-            _scaled(gate, sums[m, width:], factors[m], bias[width:], a[6] != 0, width)
+            _scaled(gate, sums[m, width:], factors[m], bias[width:], a[7] != 0, width)
             for column in range(width):
                 row[column] *= gate[column]
-        scales[m] = _quantize_row(row, values[m], width)
+        scales[m] = _quantize_row(row, values[m], width, parts)
 
 
 @kernel

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from model.attention import SegmentAttention
 from model.checkpoint import load_checkpoint
-from model.cpu.int8 import check_int8, quantize_weight, to_int8
+from model.cpu.int8 import check_int8, to_int8
+from model.cpu.int8_linear import quantize_weight
 from model.errors import ModelError
 from model.generations import GENERATIONS
 from model.llava import LlavaModel

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from model.activations import activation
-from model.cpu.int8 import quantize_weight
+from model.cpu.int8_linear import quantize_weight
 from model.cpu.kernels import rows
 from model.cpu.kernels.rows import Product, Quantized
 from model.rope import rotate
