@@ -13,6 +13,8 @@ FUZZ_EXAMPLES ?= 500
 FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
 # Passed on to pytest: `make test PYTEST="-k rope -x"`.
 PYTEST ?=
+# In which the tests run side by side: `make test PROCESSES=0` runs them one after the other.
+PROCESSES ?= logical
 comma := ,
 DEV_EXTRAS := dev$(if $(EXTRAS),$(comma)$(EXTRAS))
 # One stamp for each set of extras: what was not installed before is installed, what was is left alone.
@@ -39,8 +41,10 @@ lint: install-dev ## Ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint ## Ruff, mypy and the whole test suite but for the browser
-	$(BIN)/pytest $(PYTEST)
+# On a fresh clone the kernels are compiled while mypy reads, once for all processes. One thread each: they share the cores.
+test: install-dev ## Ruff, mypy and the whole test suite but for the browser
+	@$(BIN)/python -c 'import worker.start' & $(MAKE) --no-print-directory lint && wait
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --maxprocesses 8 $(PYTEST)
 
 test-browser: install-dev ## The pages in headless Chromium (`make system-deps` installs it on Debian)
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { echo "The browser tests need Chromium: 'make system-deps' installs it on Debian and Ubuntu."; exit 1; }

@@ -202,7 +202,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown model_type": (lambda f: edit_config(f, model_type="minigpt"), "model_type 'minigpt'"),
     "an image token beyond the vocabulary": (lambda f: edit_config(f, image_token_index=320), "outside the vocabulary"),
     "canvases for giants": (lambda f: edit_config(f, image_grid_pinpoints=[[56 * 10**9] * 2]), "image_grid_pinpoints"),
-    "a million canvases": (lambda f: edit_config(f, image_grid_pinpoints=[[56, 112]] * 10**6), "image_grid_pinpoints"),
+    "very many canvases": (lambda f: edit_config(f, image_grid_pinpoints=[[56, 112]] * 10**5), "image_grid_pinpoints"),
     "a vision layer that is not there": (lambda f: edit_config(f, vision_feature_layer=99), "does not exist"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
     "a broken tokenizer": (text_for("tokenizer.json", '{"model": {"type": "BPE", "vocab": 3}}'), "tokenizer"),

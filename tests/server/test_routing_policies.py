@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 
 import pytest
@@ -167,7 +168,7 @@ def simulate(
     """Workers that work one request after another and remember the last hundred pictures; Zipf's law for who asks about
     what. A cached picture costs no prompt tokens, which the policy is not told."""
     random, workers = Random(seed), fleet(count)
-    weights = [1 / (rank + 1) for rank in range(pictures)]
+    weights = list(accumulate(1 / (rank + 1) for rank in range(pictures)))
     known: dict[str, list[int]] = {one.id: [] for one in workers}
     free_at = {one.id: 0.0 for one in workers}
     now = waits = hits = 0.0
@@ -175,7 +176,7 @@ def simulate(
         now += random.expovariate(rate)
         for one in workers:
             one.queue_seconds = max(0.0, free_at[one.id] - now)
-        number = random.choices(range(pictures), weights)[0]
+        number = random.choices(range(pictures), cum_weights=weights)[0]
         work = picture(number)
         chosen = policy.choose(workers, work).worker
         cache = known[chosen.id]

@@ -21,7 +21,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
 if TYPE_CHECKING:
-    from tests.conftest import RunningSystem, System
+    from tests.fixtures.system import RunningSystem, System
 
 ADMIN_KEY = "operator"
 CHROMIUM_FLAGS = (

@@ -15,8 +15,9 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 if TYPE_CHECKING:
-    from tests.conftest import Pictures, Process, System
     from tests.e2e.browser.conftest import Visit, Visitor
+    from tests.fixtures.pictures import Pictures
+    from tests.fixtures.system import Process, System
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 

@@ -18,8 +18,8 @@ from PIL import Image
 from playwright.async_api import Page, expect
 
 if TYPE_CHECKING:
-    from tests.conftest import Process
     from tests.e2e.browser.conftest import Visitor
+    from tests.fixtures.system import Process
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
