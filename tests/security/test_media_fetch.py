@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-from server.media.fetch import ImageFetcher
+from server.media.fetch import ImageFetcher, Resolve
 from server.metrics import Metrics
 from server.protocol.errors import ApiError, overloaded
 from server.settings import Settings
@@ -17,36 +17,9 @@ from server.settings import Settings
 OPEN = Settings(media_allow_private=True, media_ports="*", media_seconds=5.0, max_image_bytes=100_000)
 
 
-class Names:
-    """A resolver whose answers for a name come one after the other, the last for ever."""
-
-    def __init__(self, **answers: list[list[str]]) -> None:
-        self.answers = answers
-        self.asked: list[str] = []
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        self.asked.append(host)
-        left = self.answers.get(host.replace(".", "_"))
-        if not left:
-            raise OSError("no such host")
-        return left.pop(0) if len(left) > 1 else left[0]
-
-
 @pytest.fixture
-async def harm():
-    """A server on loopback: (port, paths asked for, connections cut)."""
-    asked: list[str] = []
-    cut = asyncio.Event()
-
-    async def endless(request):
-        response = web.StreamResponse()
-        await response.prepare(request)
-        try:
-            while True:
-                await response.write(bytes(20_000))
-        except (ConnectionError, asyncio.CancelledError):
-            cut.set()
-            raise
+async def harm(open_origin):
+    """A server on loopback: (port, paths asked for, set when a connection to /endless was cut)."""
 
     async def drip(request):
         response = web.StreamResponse()
@@ -55,15 +28,12 @@ async def harm():
             await response.write(b".")
             await asyncio.sleep(0.02)
 
-    async def serve(request):
-        asked.append(request.path)
+    async def answer(request):
         match request.path:
             case "/ok":
                 return web.Response(body=b"bytes")
             case "/echo":
                 return web.Response(body=repr(sorted(request.headers)).encode())
-            case "/endless":
-                return await endless(request)
             case "/drip":
                 return await drip(request)
             case "/silent":
@@ -74,19 +44,17 @@ async def harm():
                 return web.Response(body=b"", headers={"Content-Length": "100000000"})
         raise web.HTTPFound(request.query["to"])
 
-    app = web.Application()
-    app.router.add_get("/{path:.*}", serve)
-    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield runner.addresses[0][1], asked, cut
-    await runner.cleanup()
+    opened = await open_origin(answer)
+    return opened.port, opened.asked, opened.cut
 
 
-async def refused(settings: Settings, url: str, names: Names | None = None) -> ApiError:
+async def nowhere(host: str, port: int) -> list[str]:
+    raise OSError("no such host")
+
+
+async def refused(settings: Settings, url: str, names: Resolve = nowhere) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        await ImageFetcher(settings, Metrics(), names or Names()).fetch(url)
+        await ImageFetcher(settings, Metrics(), names).fetch(url)
     assert caught.value.status in (400, 413)
     return caught.value
 
@@ -100,9 +68,9 @@ async def test_bytes_come_back(harm):
     "addresses",
     [["127.0.0.1"], ["10.1.2.3"], ["169.254.169.254"], ["::1"], ["::ffff:127.0.0.1"], ["1.1.1.1", "127.0.0.1"]],
 )
-async def test_a_name_that_leads_inside_is_refused_without_a_connection(harm, addresses):
+async def test_a_name_that_leads_inside_is_refused_without_a_connection(new_names, harm, addresses):
     port, asked, _ = harm
-    names = Names(pictures_test=[addresses])
+    names = new_names(pictures_test=[addresses])
     error = await refused(replace(OPEN, media_allow_private=False), f"http://pictures.test:{port}/ok", names)
     assert error.code == "image_url_not_allowed"
     assert not any(address in error.message for address in addresses)
@@ -117,10 +85,10 @@ async def test_an_address_that_leads_inside_is_refused_without_a_connection(harm
     assert asked == []
 
 
-async def test_a_name_is_asked_once_and_the_connection_goes_where_it_was_checked(harm):
+async def test_a_name_is_asked_once_and_the_connection_goes_where_it_was_checked(new_names, harm):
     """A name that turns round between check and use (DNS rebinding) has nothing to turn."""
     port, asked, _ = harm
-    names = Names(pictures_test=[["127.0.0.1"], ["169.254.169.254"]])
+    names = new_names(pictures_test=[["127.0.0.1"], ["169.254.169.254"]])
     assert await ImageFetcher(OPEN, Metrics(), names).fetch(f"http://pictures.test:{port}/ok") == b"bytes"
     assert names.asked == ["pictures.test"]
     assert asked == ["/ok"]
@@ -139,18 +107,18 @@ async def test_a_name_is_asked_once_and_the_connection_goes_where_it_was_checked
         ("data:image/png;base64,AAAA", "invalid_image_url"),
     ],
 )
-async def test_each_redirect_is_held_to_the_same_rules(harm, target, code):
+async def test_each_redirect_is_held_to_the_same_rules(new_names, harm, target, code):
     port, asked, _ = harm
-    names = Names(pictures_test=[["127.0.0.1"]], metadata_test=[["169.254.169.254"]])
+    names = new_names(pictures_test=[["127.0.0.1"]], metadata_test=[["169.254.169.254"]])
     error = await refused(OPEN, f"http://pictures.test:{port}/to?to={target}", names)
     assert error.code == code
     assert asked == ["/to"]
 
 
-async def test_redirects_are_followed_a_bounded_number_of_times(harm):
+async def test_redirects_are_followed_a_bounded_number_of_times(new_names, harm):
     port, asked, _ = harm
     loop = "/to?to=/to%3Fto=/ok"
-    names = Names(pictures_test=[["127.0.0.1"]])
+    names = new_names(pictures_test=[["127.0.0.1"]])
     assert await ImageFetcher(OPEN, Metrics(), names).fetch(f"http://pictures.test:{port}{loop}") == b"bytes"
     asked.clear()
     error = await refused(replace(OPEN, media_redirects=1), f"http://pictures.test:{port}{loop}", names)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -260,26 +260,34 @@ def _send_many(port: Port, operation: Operation, mode: GenerationMode, *checks: 
     return sent
 
 
-@pytest.mark.parametrize("operation", OF_CLIENTS, ids=lambda one: one.label)
+def each(operations: Sequence[Operation]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("operation", operations, ids=lambda one: one.label)
+
+
+def with_body(operations: Sequence[Operation]) -> list[Operation]:
+    return [one for one in operations if one.body]
+
+
+@each(OF_CLIENTS)
 def test_what_fits_the_document_is_answered_by_it(served: Port, operation: Operation) -> None:
     assert _send_many(served, operation, GenerationMode.POSITIVE)
 
 
-@pytest.mark.parametrize("operation", [one for one in OF_CLIENTS if one.body], ids=lambda one: one.label)
+@each(with_body(OF_CLIENTS))
 def test_what_does_not_fit_the_document_is_refused_by_it(served: Port, operation: Operation) -> None:
     assert _send_many(served, operation, GenerationMode.NEGATIVE, negative_data_rejection)
 
 
-@pytest.mark.parametrize("operation", OF_OTHERS, ids=lambda one: one.label)
+@each(OF_OTHERS)
 def test_operators_workers_and_browsers_are_answered_by_the_document(operated: Port, operation: Operation) -> None:
     assert _send_many(operated, operation, GenerationMode.POSITIVE)
 
 
-@pytest.mark.parametrize("operation", [one for one in OF_OTHERS if one.body], ids=lambda one: one.label)
+@each(with_body(OF_OTHERS))
 def test_reports_that_make_no_sense_are_refused_by_the_document(operated: Port, operation: Operation) -> None:
     assert _send_many(operated, operation, GenerationMode.NEGATIVE, negative_data_rejection)
 
 
-@pytest.mark.parametrize("operation", OF_CLIENTS, ids=lambda one: one.label)
+@each(OF_CLIENTS)
 def test_without_a_worker_the_answer_is_503_at_most(deserted: Port, operation: Operation) -> None:
     assert _send_many(deserted, operation, GenerationMode.POSITIVE)

@@ -80,6 +80,12 @@ async def _answer(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def _hang(request: web.Request) -> web.StreamResponse:
+    """What a worker does that takes a request and never answers it."""
+    await asyncio.sleep(100)
+    return web.Response()
+
+
 class StandInWorker:
     """Speaks OpenAI's API by `handler` and keeps account of what it saw."""
 
@@ -262,6 +268,15 @@ def shared_valkey() -> Iterator[EmbeddedValkey]:
 
 
 @pytest.fixture
+def own_valkey() -> Iterator[EmbeddedValkey]:
+    """One that a test may stop."""
+    valkey = EmbeddedValkey()
+    valkey.start()
+    yield valkey
+    valkey.stop()
+
+
+@pytest.fixture
 def redis_url(shared_valkey: EmbeddedValkey) -> str:
     with redis.Redis.from_url(shared_valkey.url) as client:
         client.flushall()
@@ -328,6 +343,11 @@ def until() -> Callable[..., Awaitable[None]]:
 @pytest.fixture
 def open_stream() -> Handler:
     return _open_stream
+
+
+@pytest.fixture
+def hang() -> Handler:
+    return _hang
 
 
 @pytest.fixture

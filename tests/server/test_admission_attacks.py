@@ -143,12 +143,18 @@ async def test_numbers_that_are_no_json_are_refused(client, start_worker, number
 async def test_headers_are_bounded_in_number_and_size(client):
     many = b"".join(b"x-%d: 1\r\n" % number for number in range(200))
     for extra in (many, b"x: " + b"p" * 40_000 + b"\r\n"):
-        answer = await exchange(client.url, b"GET /health/live HTTP/1.1\r\nHost: a\r\n" + extra + b"\r\n")
+        answer = await exchange(
+            client.url, b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + extra + b"\r\n"
+        )
         assert statuses(answer) == [431]
         assert b'"error"' in answer
-    long_address = await exchange(client.url, b"GET /health/live?" + b"q" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    long_address = await exchange(
+        client.url, b"GET /health/live?" + b"q" * 40_000 + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
     assert statuses(long_address) == [431]
-    endless = await exchange(client.url, b"GET / HTTP/1.1\r\nHost: a\r\n", *[b"x: " + b"p" * 30_000] * 10)
+    endless = await exchange(
+        client.url, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n", *[b"x: " + b"p" * 30_000] * 10
+    )
     assert statuses(endless) in ([400], [])
     assert await client.get("/health/live") == (200, {"status": "ok"})
 
@@ -333,12 +339,7 @@ async def test_without_keys_or_where_caches_are_shared_there_are_no_tenants(star
     assert "X-Tephra-Tenant" not in worker.headers[0]
 
 
-async def hang(request: web.Request) -> web.StreamResponse:
-    await asyncio.sleep(60)
-    return web.Response()
-
-
-async def test_a_request_over_its_time_is_504_and_its_work_is_cancelled(client, start_worker):
+async def test_a_request_over_its_time_is_504_and_its_work_is_cancelled(hang, client, start_worker):
     worker = await start_worker("w1", client)
     worker.handler = hang
     status, body, _ = await client.chat("hi", headers={"X-Request-Timeout": "0.3"})
@@ -349,7 +350,7 @@ async def test_a_request_over_its_time_is_504_and_its_work_is_cancelled(client, 
     assert len(worker.bodies) == 1
 
 
-async def test_the_setting_bounds_what_a_client_may_ask_for(start_controller, start_worker):
+async def test_the_setting_bounds_what_a_client_may_ask_for(hang, start_controller, start_worker):
     client = await start_controller(request_seconds=0.3)
     worker = await start_worker("w1", client)
     worker.handler = hang

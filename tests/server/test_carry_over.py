@@ -85,7 +85,7 @@ async def grow_without_end(request, response):
         while True:
             await response.write(b"x" * 65536)
     except ConnectionError:
-        pass
+        pass  # the controller has had enough
 
 
 async def say_that_it_stops(request, response):

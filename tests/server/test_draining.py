@@ -11,18 +11,8 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from server.state import EmbeddedValkey
 
 KEY = {"Authorization": "Bearer admin"}
-
-
-@pytest.fixture
-async def own_valkey():
-    """One that a test may stop."""
-    valkey = EmbeddedValkey()
-    valkey.start()
-    yield valkey
-    valkey.stop()
 
 
 async def act(client, worker, action, headers=KEY):

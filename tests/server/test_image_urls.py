@@ -13,42 +13,12 @@ import pytest
 from aiohttp import web
 
 
-class Names:
-    """A resolver whose answers for a name come one after the other, the last for ever."""
-
-    def __init__(self, **answers: list[list[str]]) -> None:
-        self.answers = {name.replace("_", "."): given for name, given in answers.items()}
-        self.asked: list[str] = []
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        self.asked.append(host)
-        left = self.answers.get(host, [])
-        if not left:
-            raise OSError("no such host")
-        return left.pop(0) if len(left) > 1 else left[0]
-
-
 @pytest.fixture
-async def origin(stack, png):
+async def origin(open_origin, png):
     """A server of pictures: (port, paths asked for, set when a connection to /endless was cut)."""
-    asked: list[str] = []
-    cut = asyncio.Event()
 
-    async def endless(request):
-        response = web.StreamResponse()
-        await response.prepare(request)
-        try:
-            while True:
-                await response.write(bytes(20_000))
-        except (ConnectionError, asyncio.CancelledError):
-            cut.set()
-            raise
-
-    async def serve(request):
-        asked.append(request.path)
+    async def answer(request):
         match request.path:
-            case "/endless":
-                return await endless(request)
             case "/slow":
                 await asyncio.sleep(30)
             case "/large":
@@ -61,13 +31,8 @@ async def origin(stack, png):
                 return web.Response(status=302, headers={"Location": request.query["to"]})
         return web.Response(body=png())
 
-    app = web.Application()
-    app.router.add_get("/{path:.*}", serve)
-    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    return runner.addresses[0][1], asked, cut
+    opened = await open_origin(answer)
+    return opened.port, opened.asked, opened.cut
 
 
 async def refused(client, url, **more):
@@ -128,9 +93,9 @@ SPELLINGS = {
 
 
 async def test_spellings_that_read_files_or_can_be_read_in_two_ways_are_refused_with_the_reason(
-    start_controller, start_worker
+    new_names, start_controller, start_worker
 ):
-    names = Names()
+    names = new_names()
     client = await start_controller(resolve=names)
     worker = await start_worker("w1", client)
     for url, reason in SPELLINGS.items():
@@ -176,8 +141,10 @@ INSIDE = [
 ]
 
 
-async def test_addresses_that_lead_inside_are_refused_as_they_are_and_behind_a_name(start_controller, start_worker):
-    names = Names(inside_test=[[address] for address in INSIDE for _ in "12"], two_test=[["1.1.1.1", "10.0.0.1"]])
+async def test_addresses_that_lead_inside_are_refused_as_they_are_and_behind_a_name(
+    new_names, start_controller, start_worker
+):
+    names = new_names(inside_test=[[address] for address in INSIDE for _ in "12"], two_test=[["1.1.1.1", "10.0.0.1"]])
     client = await start_controller(resolve=names)
     worker = await start_worker("w1", client)
     for address in INSIDE:
@@ -192,10 +159,10 @@ async def test_addresses_that_lead_inside_are_refused_as_they_are_and_behind_a_n
 
 
 async def test_a_name_that_changes_its_answer_after_the_check_changes_nothing(
-    start_controller, start_worker, origin, png, data_url, with_image
+    new_names, start_controller, start_worker, origin, png, data_url, with_image
 ):
     port, asked, _ = origin
-    names = Names(rebinding_test=[["127.0.0.1"], ["169.254.169.254"]])
+    names = new_names(rebinding_test=[["127.0.0.1"], ["169.254.169.254"]])
     client = await start_controller(resolve=names, media_allow_private=True, media_ports="*")
     worker = await start_worker("w1", client)
     assert (await client.chat(with_image(f"http://rebinding.test:{port}/p.png")))[0] == 200
@@ -207,9 +174,9 @@ async def test_a_name_that_changes_its_answer_after_the_check_changes_nothing(
     assert asked == ["/p.png"]
 
 
-async def test_every_redirect_is_held_to_the_same_rules(start_controller, start_worker, origin):
+async def test_every_redirect_is_held_to_the_same_rules(new_names, start_controller, start_worker, origin):
     port, asked, _ = origin
-    names = Names(
+    names = new_names(
         pictures_test=[["127.0.0.1"]],
         metadata_test=[["169.254.169.254"]],
         other_test=[["127.0.0.1"]],

@@ -198,15 +198,11 @@ async def test_requests_under_way_at_once_are_bounded_over_all_controllers(
     assert (await clients[0].chat("hi", headers=key))[0] == 200
 
 
-async def test_a_place_is_free_again_when_its_client_leaves(start_controller, start_worker, make_key, until):
+async def test_a_place_is_free_again_when_its_client_leaves(hang, start_controller, start_worker, make_key, until):
     key = make_key(concurrent=1)
     client = await start_controller(keys_file=make_key.file)
     worker = await start_worker("w1", client)
     healthy = worker.handler
-
-    async def hang(request):
-        await asyncio.sleep(60)
-        return web.Response()
 
     worker.handler = hang
     left = asyncio.create_task(client.chat("hi", headers=key))

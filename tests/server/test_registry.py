@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 import redis
 
 from server.registry import costs
 from server.routing.base import TokenCosts
-from server.state import EmbeddedValkey
 
 LEASE = 1.0  # seconds; workers report ten times in it
-
-
-@pytest.fixture
-async def own_valkey():
-    """One that a test may stop."""
-    valkey = EmbeddedValkey()
-    valkey.start()
-    yield valkey
-    valkey.stop()
 
 
 async def test_a_worker_without_the_secret_does_not_join(client, start_worker):

@@ -59,13 +59,9 @@ async def test_a_worker_that_refuses_connections_is_passed_over_and_the_request_
     assert await client.metric("worker_requests_total", worker="w1", outcome="unreachable") == 1
 
 
-async def test_a_worker_that_dies_before_its_answer_loses_no_request(client, start_worker, until):
+async def test_a_worker_that_dies_before_its_answer_loses_no_request(hang, client, start_worker, until):
     first, second = await start_worker("w1", client), await start_worker("w2", client)
     survivor_handler = first.handler
-
-    async def hang(request):
-        await asyncio.sleep(30)
-        return web.Response()
 
     first.handler = second.handler = hang
     asked = [asyncio.create_task(client.chat("hi")) for _ in range(4)]
@@ -87,14 +83,10 @@ async def test_a_worker_that_dies_before_its_answer_loses_no_request(client, sta
 
 
 async def test_a_worker_that_dies_with_very_many_requests_in_hand_loses_none_of_them(
-    start_controller, start_worker, until
+    hang, start_controller, start_worker, until
 ):
     client = await start_controller(connect_seconds=30)
     crowded = await start_worker("w1", client)
-
-    async def hang(request):
-        await asyncio.sleep(100)
-        return web.Response()
 
     crowded.handler = hang
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as wide:
@@ -154,13 +146,9 @@ async def test_a_request_that_no_worker_can_answer_is_tried_a_bounded_number_of_
     assert sum(len(worker.bodies) for worker in workers) == 3
 
 
-async def test_a_wait_for_a_worker_ends_when_its_lease_does(start_controller, start_worker, until):
+async def test_a_wait_for_a_worker_ends_when_its_lease_does(hang, start_controller, start_worker, until):
     client = await start_controller(lease_seconds=1.0)
     frozen = await start_worker("w1", client)
-
-    async def hang(request):
-        await asyncio.sleep(30)
-        return web.Response()
 
     frozen.handler = hang
     asked = asyncio.create_task(client.chat("hi"))

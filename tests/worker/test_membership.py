@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -62,16 +63,21 @@ class Controller:
         return web.Response(status=204)
 
 
+@asynccontextmanager
+async def listening(stand_in: Controller, port: int = 0) -> AsyncIterator[int]:
+    """On which port."""
+    runner = web.AppRunner(stand_in.app())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield runner.addresses[0][1]
+    await runner.cleanup()
+
+
 @pytest.fixture
 async def controller() -> AsyncIterator[tuple[Controller, str]]:
     stand_in = Controller()
-    runner = web.AppRunner(stand_in.app())
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    yield stand_in, f"http://127.0.0.1:{port}"
-    await runner.cleanup()
+    async with listening(stand_in) as port:
+        yield stand_in, f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(autouse=True)
@@ -131,21 +137,13 @@ async def test_a_controller_that_refuses_or_fails_is_asked_again(controller: tup
 
 async def test_a_controller_that_is_not_there_is_waited_for_and_may_come_back() -> None:
     stand_in = Controller()
-    runner = web.AppRunner(stand_in.app())
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    membership = member(f"http://127.0.0.1:{port}")
-    await membership.start()
-    await until(lambda: stand_in.beats)
-    await runner.cleanup()
+    async with listening(stand_in) as port:
+        membership = member(f"http://127.0.0.1:{port}")
+        await membership.start()
+        await until(lambda: stand_in.beats)
     await until(lambda: membership.state == "joining")
-    runner = web.AppRunner(stand_in.app())
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    await until(lambda: stand_in.joined == 2)
-    await runner.cleanup()
+    async with listening(stand_in, port):
+        await until(lambda: stand_in.joined == 2)
     await membership.leave()
     assert membership.state == "left"
 
