@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletion
 
 MAX_BODY = 2_000_000
+# How `ask` asks unless told otherwise.
+GREEDY = {"temperature": 0, "max_tokens": 16, "extra_body": {"ignore_eos": True}}
 CLIENT = {"max_retries": 0, "timeout": 120.0}
 
 
@@ -49,6 +52,18 @@ def client(running: Any) -> Iterator[OpenAI]:
 async def async_client(running: Any) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{running.url}/v1", api_key=running.key, **CLIENT) as client:
         yield client
+
+
+@pytest.fixture
+def ask(running: Any, client: OpenAI) -> Callable[..., ChatCompletion]:
+    """Sends the parts of one user message; a str is text."""
+
+    def ask(*parts: Any, **fields: Any) -> ChatCompletion:
+        content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+        messages: Any = [{"role": "user", "content": content}]
+        return client.chat.completions.create(**{"model": running.model, "messages": messages, **GREEDY, **fields})
+
+    return ask
 
 
 @pytest.fixture(scope="session")
