@@ -95,7 +95,7 @@ class Settings:
         600.0, "how long a request at which two workers were lost is refused", least=0.001
     )
     breaker_failures: int = setting(3, "failed attempts in a row after which a worker gets no requests", least=1)
-    breaker_failure_rate: float = setting(0.5, "share of a worker's attempts that may fail, 0 to 1", most=1)
+    breaker_failure_rate: float = setting(0.5, "share of a worker's attempts that may fail", most=1)
     breaker_window_seconds: float = setting(30.0, "time over which a worker's failures and speed are judged")
     breaker_open_seconds: float = setting(5.0, "how long a failing worker gets none; doubled while probes fail")
     ejected_share: float = setting(0.34, "most share of a model's workers set aside as outliers; 0: none", most=1)

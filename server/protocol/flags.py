@@ -64,6 +64,12 @@ def check(settings: Any) -> None:
                 raise SettingsError(f"{flag(item.name)}: expected at most {most:g}, got {value:g}")
 
 
+def bounds_of(item: Field[Any]) -> list[str]:
+    """In words; 0 is the least that every number may be."""
+    least, most = item.metadata["least"], item.metadata["most"]
+    return [f"at least {least:g}"] * (least > 0) + [f"at most {most:g}"] * (most < math.inf)
+
+
 def read(kind: type[S], arguments: Sequence[str], environment: Mapping[str, str], *, prog: str, about: str) -> S:
     """Settings from the command line and the environment.
 
@@ -83,7 +89,8 @@ def _parser(items: Sequence[Field[Any]], prog: str, about: str) -> argparse.Argu
     parser = argparse.ArgumentParser(prog=prog, description=about)
     for item in items:
         shown = "" if item.default in (None, ()) else f"; default {item.default}"
-        text = f"{item.metadata['help']} [{environment_name(item.name)}{shown}]".replace("%", "%%")
+        bounds = "".join(f"; {bound}" for bound in bounds_of(item))
+        text = f"{item.metadata['help']} [{environment_name(item.name)}{shown}{bounds}]".replace("%", "%%")
         names = [flag(item.name), *([item.metadata["short"]] if item.metadata["short"] else [])]
         if item.metadata["kind"] is bool:
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -1,4 +1,4 @@
-"""docs/configuration.md says what the processes can be told: every setting, its default and its meaning."""
+"""docs/configuration.md says what the processes can be told: every setting, its default, its meaning and its bound."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.protocol.flags import bounds_of
 from server.settings import Settings
 from worker.settings import WorkerSettings
 
@@ -28,8 +29,9 @@ def shown(default: Any) -> str:
 
 def row(setting: dataclasses.Field[Any]) -> str:
     choices = f" ({', '.join(setting.metadata['choices'])})" if setting.metadata["choices"] else ""
+    bounds = "".join(f"; {bound}" for bound in bounds_of(setting))
     flag, name = setting.name.replace("_", "-"), setting.name.upper()
-    return f"| `--{flag}` | `TEPHRA_{name}` | {shown(setting.default)} | {setting.metadata['help']}{choices} |"
+    return f"| `--{flag}` | `TEPHRA_{name}` | {shown(setting.default)} | {setting.metadata['help']}{choices}{bounds} |"
 
 
 @pytest.mark.parametrize(("title", "settings"), [("Controller", Settings), ("Worker", WorkerSettings)])
