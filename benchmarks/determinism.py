@@ -221,7 +221,7 @@ class _Trial:
         finally:
             for task in others:
                 task.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError):  # as told above
                 await asyncio.gather(*others)
         return list(found), answered
 

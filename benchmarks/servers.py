@@ -50,7 +50,7 @@ class Processes:
     def processor_seconds(self) -> float:
         total = 0.0
         for process in self._tree():
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between
                 spent = process.cpu_times()
                 total += spent.user + spent.system
         return total
@@ -119,7 +119,7 @@ async def _stop(supervised: Supervised, processes: Processes) -> None:
     await supervised.stopped()
     _, left = await asyncio.to_thread(psutil.wait_procs, list(processes.seen.values()), _GONE_SECONDS)
     for process in left:  # it left its process group
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between
             process.kill()
 
 

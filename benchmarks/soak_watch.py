@@ -97,7 +97,7 @@ class Watch:
     def _look(self) -> tuple[int | None, int | None, int | None, int | None]:
         if self._process is None:
             return None, None, None, None
-        with contextlib.suppress(psutil.Error), self._process.oneshot():
+        with contextlib.suppress(psutil.Error), self._process.oneshot():  # gone, or not ours to see: told as unknown
             process = self._process
             return process.memory_info().rss, process.num_threads(), process.num_fds(), len(process.children())
         return None, None, None, None
@@ -106,7 +106,7 @@ class Watch:
 def process_at(url: str) -> psutil.Process | None:
     """Who listens there, if that is on this machine and may be seen."""
     port = urlsplit(url).port
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error):  # some systems show connections to root alone
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 return psutil.Process(connection.pid)

@@ -5,6 +5,8 @@ Only the command line is here; the work is `benchmarks`, which is imported when 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -34,31 +36,25 @@ def determinism(
 ) -> None:
     """Ask the same alone and among others, under other caches, blocks and steps; compare token by token. In float32
     a difference ends with code 1."""
+    needs_psutil()
     from rich.console import Console
 
     from benchmarks.determinism import Determinism
     from benchmarks.determinism import determinism as run
-    from deploy.demo.errors import DemoError
-    from model.errors import ModelError
 
-    needs_psutil()
-    file, page = result_files(name, json_file, markdown_file)
-    try:
-        with checkpoint_of(model) as folder:
-            asked = Determinism(
-                model=folder,
-                json=file,
-                markdown=page,
-                precisions=tuple(part.strip() for part in precision.split(",")),
-                requests=requests,
-                max_tokens=max_tokens,
-                seed=seed,
-                name=name,
-                start_seconds=start_timeout,
-            )
-            code = run(asked, Console())
-    except (ValueError, ModelError, DemoError, OSError) as error:
-        fail(str(error))
+    with _of_a_checkpoint(model, name, json_file, markdown_file) as (folder, file, page):
+        asked = Determinism(
+            model=folder,
+            json=file,
+            markdown=page,
+            precisions=tuple(part.strip() for part in precision.split(",")),
+            requests=requests,
+            max_tokens=max_tokens,
+            seed=seed,
+            name=name,
+            start_seconds=start_timeout,
+        )
+        code = run(asked, Console())
     raise typer.Exit(code)
 
 
@@ -82,35 +78,45 @@ def soak(
 ) -> None:
     """Ask everything at once for a long while, good and bad; account for every request and for all that the worker
     holds. Ends with code 1 where anything is lost or left."""
+    needs_psutil()
     from rich.console import Console
 
-    from benchmarks.servers import ServerFailed
     from benchmarks.soak import Soak
     from benchmarks.soak import soak as run
+
+    with _of_a_checkpoint(model, name, json_file, markdown_file) as (folder, file, page):
+        asked = Soak(
+            model=folder,
+            json=file,
+            markdown=page,
+            minutes=minutes,
+            clients=clients,
+            url=url,
+            dtype=dtype,
+            growth=growth * 2**20,
+            seed=seed,
+            name=name,
+            start_seconds=start_timeout,
+            request_seconds=request_timeout,
+        )
+        code = run(asked, Console())
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _of_a_checkpoint(
+    model: str, name: str, json_file: Path | None, markdown_file: Path | None
+) -> Iterator[tuple[Path, Path, Path]]:
+    """The checkpoint's folder and the two files of results. What cannot be done ends the command with the reason."""
+    from benchmarks.servers import ServerFailed
     from deploy.demo.errors import DemoError
     from model.errors import ModelError
 
-    needs_psutil()
     file, page = result_files(name, json_file, markdown_file)
     try:
         with checkpoint_of(model) as folder:
-            asked = Soak(
-                model=folder,
-                json=file,
-                markdown=page,
-                minutes=minutes,
-                clients=clients,
-                url=url,
-                dtype=dtype,
-                growth=growth * 2**20,
-                seed=seed,
-                name=name,
-                start_seconds=start_timeout,
-                request_seconds=request_timeout,
-            )
-            code = run(asked, Console())
+            yield folder, file, page
     except ServerFailed as error:
         fail("\n".join([str(error), *error.tail]))
     except (ValueError, ModelError, DemoError, OSError) as error:
         fail(str(error))
-    raise typer.Exit(code)
