@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -47,6 +48,22 @@ def test_a_setting_that_cannot_be_used_is_named_in_one_line(arguments: list[str]
     assert result.output.startswith("tephra: ")
     assert words in result.output
     assert result.output.count("\n") == 1
+
+
+def test_measuring_without_psutil_says_how_to_get_it() -> None:
+    asked = [["serve", "--url", "http://localhost"], ["compare", "--model", "x"], ["router"], ["soak"], ["determinism"]]
+    program = (
+        "import json, sys; sys.modules['psutil'] = None\n"
+        "from typer.testing import CliRunner\n"
+        "from deploy.cli import app\n"
+        "results = [CliRunner().invoke(app, ['bench', *command]) for command in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([[result.exit_code, result.output] for result in results]))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(asked)]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout)
+    for (name, *_), (code, output) in zip(asked, told, strict=True):
+        assert code == 1, (name, output)
+        assert output.startswith("tephra: psutil is not installed"), (name, output)
 
 
 def test_a_worker_without_a_checkpoint_says_so_in_one_line(tmp_path: Path) -> None:
