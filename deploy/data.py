@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import typer
 
+from deploy.data_check import check
+from deploy.data_convert import convert, formats
 from deploy.data_filter import filter_captions
 from deploy.data_instruct import instruct
+from deploy.data_mix import mix, recipes
 
-app = typer.Typer(help="Make training and test data.", no_args_is_help=True)
+app = typer.Typer(help="Make, convert, mix and check training data.", no_args_is_help=True)
 app.command()(instruct)
 app.command("filter")(filter_captions)
+for command in (formats, convert, recipes, mix, check):
+    app.command()(command)
 
 
 @app.command(

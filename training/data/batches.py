@@ -103,6 +103,12 @@ class ExampleSet(Dataset[Example]):
         return prepare(rgb, row.id)
 
 
+def flat_length(prompts: Sequence[LabelledPrompt]) -> int:
+    """Tokens of the row whose questions were laid out so; of several, they are the row's independent questions."""
+    example = _branched("", prompts, None) if len(prompts) > 1 else _plain("", prompts[0], None)
+    return len(example.token_ids)
+
+
 def _plain(row: str, prompt: LabelledPrompt, image: PreparedImage | None) -> Example:
     ids = torch.tensor(prompt.token_ids)
     return Example(row, ids, torch.tensor(prompt.supervised), image, torch.zeros_like(ids))

@@ -66,7 +66,7 @@ def _conversation(row: Any, where: str, image_folder: Path) -> Conversation:
     image = row.get("image")
     if image is not None and not isinstance(image, str):
         raise DataError(f"{where}: image must be one file name")
-    messages = tuple(_message(turn, where) for turn in row["conversations"])
+    messages = tuple(message_of(turn, where) for turn in row["conversations"])
     places = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
     if places != (image is not None):
         raise DataError(f"{where}: {places} image places in the text, {int(image is not None)} images")
@@ -97,7 +97,8 @@ def questions(row: Conversation) -> list[tuple[ChatMessage, ...]]:
     ]
 
 
-def _message(turn: Any, where: str) -> ChatMessage:
+def message_of(turn: Any, where: str) -> ChatMessage:
+    """One turn as the trainer reads it. Raises DataError."""
     role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
     value = turn.get("value") if isinstance(turn, dict) else None
     if role is None or not isinstance(value, str):

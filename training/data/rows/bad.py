@@ -30,11 +30,12 @@ class BadRow(NamedTuple):
 class Rejects:
     """What becomes of bad rows. A context manager: the file stands when the run ends well, and only if it holds any."""
 
-    def __init__(self, on_bad: OnBad, file: Path) -> None:
-        """`file` takes bad rows as `{where, reason, row}`, one a line, under OnBad.REJECT."""
+    def __init__(self, on_bad: OnBad, file: Path, *, keep: bool = True) -> None:
+        """`file` takes bad rows as `{where, reason, row}`, one a line, under OnBad.REJECT; without `keep` they are
+        counted only."""
         self.file = file
         self.reasons: Counter[str] = Counter()
-        self._on_bad = on_bad
+        self._on_bad, self._keep = on_bad, keep
         self._part = file.with_name(file.name + ".part")
         self._stream: BinaryIO | None = None
 
@@ -46,11 +47,14 @@ class Rejects:
         """Raises DataError under OnBad.STOP."""
         if self._on_bad is OnBad.STOP:
             raise DataError(f"{bad.where}: {bad.reason}")
+        self.reasons[bad.reason] += 1
+        if not self._keep:
+            return
         if self._stream is None:
+            self._part.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self._part.open("wb")
         entry = {"where": bad.where, "reason": bad.reason, "row": bad.row}
         self._stream.write(orjson.dumps(entry, default=repr, option=orjson.OPT_NON_STR_KEYS) + b"\n")
-        self.reasons[bad.reason] += 1
 
     def __enter__(self) -> Rejects:
         return self
@@ -59,7 +63,7 @@ class Rejects:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._stream is None:
-            if error is None:
+            if error is None and self._keep:
                 self.file.unlink(missing_ok=True)  # of an earlier run, whose rows were replaced too
             return
         self._stream.close()

@@ -14,9 +14,12 @@ _HELD = 48 << 20  # bytes that wait in memory before they go to disk
 
 
 class Spill:
-    """A context manager; `folder` is on the disk that shall take the files, which go when it ends."""
+    """A context manager; `folder` is on the disk that shall take the files, which go when it ends.
 
-    def __init__(self, folder: Path) -> None:
+    Without a folder they lie where the system keeps temporary files.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         self._home = tempfile.TemporaryDirectory(prefix=".tephra-data-", dir=folder)
         self._waiting: defaultdict[int, list[bytes]] = defaultdict(list)
         self._held = 0
