@@ -13,6 +13,7 @@ from training.data.instruct.journal import Settings, Spent
 from training.data.instruct.kinds import Kind
 from training.data.instruct.plan import drawn
 from training.data.instruct.run import Accepted, Rejected, Tally
+from training.data.rows import PLACE
 
 SAMPLES = 4  # of each kind
 _BIN = 20  # words
@@ -47,7 +48,7 @@ class KindReport:
     def add(self, accepted: Accepted, row: dict[str, Any], seed: int) -> None:
         self.rows += 1
         for turn in row["conversations"]:
-            words = len(turn["value"].split())
+            words = len(turn["value"].replace(PLACE, "").split())
             if turn["from"] == "gpt":
                 self.pairs += 1
                 self.answer_words += words

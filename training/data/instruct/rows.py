@@ -7,8 +7,7 @@ from typing import Any
 
 from training.data.instruct.plan import drawn
 from training.data.instruct.run import Accepted
-
-PLACE = "<image>"
+from training.data.rows import PLACE
 
 
 def row_of(accepted: Accepted, seed: int, descriptions: Sequence[str]) -> dict[str, Any]:
