@@ -18,7 +18,7 @@ MAY_USE = {
     "worker": ("model", "server.protocol", "server.media"),
     "server": ("model.errors", "model.geometry", "model.image_file"),
     "training": ("model",),
-    "benchmarks": ("model", "server.sse", "deploy.supervisor"),
+    "benchmarks": ("model", "server.sse", "deploy.supervisor", "worker.engine", "worker.start"),
     "deploy": ("model", "server", "training", "worker", "benchmarks"),
 }
 
