@@ -12,10 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-
-import aiohttp
 
 from server.carry_over import CarryOver
 from server.deadline import remaining
@@ -37,6 +34,7 @@ from server.sse import DONE_FRAME, FrameTooLong, StreamProgress
 from server.stats import RequestRecord, Stats
 from server.upstream import Failed, Stream, WholeAnswer, read_whole
 from server.watch import ClientLeft
+from server.worker_client import Answer, Garbled, Lost, Unreachable, WorkerClient
 
 _KEEP_ALIVE = 4.0  # seconds: shorter than any server's, so that an idle connection is rarely closed under us
 _FIRST_PAUSE = 0.2  # seconds until a worker is looked for again that could carry on a stream; doubled each time
@@ -98,25 +96,17 @@ class Relay:
         self._budget = RetryBudget(settings.max_inflight)
         self._probes = Probes(settings.lease_seconds / 2, settings.lease_seconds)
         self._silence = max(settings.lease_seconds, _MISSED * ALIVE_SECONDS)
+        self._client = WorkerClient(settings.connect_seconds, _KEEP_ALIVE)  # unbounded: `admission.Room` bounds it
         self._authorization = f"Bearer {worker_secret}" if worker_secret else ""
 
     async def start(self) -> None:
-        self._session = aiohttp.ClientSession(
-            # No limit here: `admission.Room` holds it.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_seconds),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=("User-Agent",),
-        )
         await self._probes.start()
         await self._quarantine.start()
 
     async def stop(self) -> None:
         await self._quarantine.stop()
         await self._probes.stop()
-        await self._session.close()
+        await self._client.close()
 
     async def answer(self, call: Call, reply: Reply, record: RequestRecord) -> None:
         """Raises ApiError when no worker could answer or a stream broke (`reply.started` tells which), ClientLeft when
@@ -218,7 +208,7 @@ class Relay:
         """One worker. Raises Failed when another may be asked, ApiError, ClientLeft."""
         call, reply = journey.call, journey.reply
         outcome: Outcome = "failed"
-        response: aiohttp.ClientResponse | None = None
+        response: Answer | None = None
         stream: Stream | None = None
         began = time.perf_counter()
         unreachable = False
@@ -232,10 +222,8 @@ class Relay:
                     clock.reschedule(asyncio.get_running_loop().time())
 
                 with worker.awaited(clock), self._probes.watching(worker, give_up):
-                    headers, data = self._message(journey)
-                    response = await self._session.post(
-                        worker.url + call.path, data=data, headers=headers, allow_redirects=False
-                    )
+                    headers, body = self._message(journey)
+                    response = await self._client.post(worker.url, call.path, headers, body)
                     if response.status == 200 and response.content_type == "text/event-stream":
                         stream = Stream(response)
                         first = await stream.next()
@@ -266,7 +254,7 @@ class Relay:
             if reply.started:
                 raise Failed(f"status_{error.status}") from error
             raise
-        except (aiohttp.ClientError, OSError, FrameTooLong) as error:
+        except (OSError, Garbled, FrameTooLong) as error:
             if isinstance(error, TimeoutError) and reply.sending:
                 outcome = "abandoned"
                 raise ClientLeft from error
@@ -282,7 +270,7 @@ class Relay:
             if not worker.gone:
                 self._metrics.worker_requests.labels(worker.id, outcome).inc()
 
-    def _message(self, journey: _Journey) -> tuple[dict[str, str], bytes | AsyncIterator[bytes]]:
+    def _message(self, journey: _Journey) -> tuple[dict[str, str], tuple[bytes, ...]]:
         """Headers and body for a worker."""
         call = journey.call
         headers = {"Content-Type": "application/json", "X-Request-Id": call.request_id, RESUMABLE: "1"}
@@ -293,10 +281,9 @@ class Relay:
         if self._authorization:
             headers["Authorization"] = self._authorization
         if not journey.state:
-            return headers, call.body
+            return headers, (call.body,)
         headers[CONTINUE] = str(len(journey.state))
-        headers["Content-Length"] = str(len(journey.state) + len(call.body))
-        return headers, _one_after_the_other(journey.state, call.body)
+        return headers, (journey.state, call.body)
 
     async def _send_whole(self, answer: WholeAnswer, journey: _Journey) -> None:
         record = journey.record
@@ -344,7 +331,7 @@ class Relay:
             clock.reschedule(loop.time() + silence)
             frames = await stream.next()
         if not (progress.done or progress.failed or (progress.complete and not stream.resumable)):
-            raise aiohttp.ServerDisconnectedError
+            raise Lost(begun=True)
         await self._end(journey)
 
     def _note_begin(self, pieces: int, journey: _Journey) -> None:
@@ -399,8 +386,8 @@ def _outcome(status: int, *, expired: bool) -> Outcome:
     return "ok" if status < 400 else "refused" if status < 500 else "failed"
 
 
-def _note_timings(response: aiohttp.ClientResponse, record: RequestRecord) -> None:
-    told = read_timings(response.headers.get(TIMINGS, ""))
+def _note_timings(response: Answer, record: RequestRecord) -> None:
+    told = read_timings(response.header(TIMINGS))
     record.queue_seconds, record.prefill_seconds = told.get("queue", 0.0), told.get("prefill", 0.0)
     record.decode_seconds = told.get("decode", 0.0)
 
@@ -414,17 +401,15 @@ def _explain(error: Exception, worker: Worker, *, flowing: bool, unreachable: bo
         return Failed("bad_answer")
     if flowing:
         return Failed("stalled") if isinstance(error, TimeoutError) else Failed("worker_lost", died=True)
-    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+    if isinstance(error, Unreachable):
         return Failed("connect")
     if isinstance(error, TimeoutError):
         if unreachable:
             return Failed("unreachable")
         return Failed("lease_lost", died=True) if worker.lost else Failed("timeout")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return Failed("disconnected", died=True)
-    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)):
-        # Perhaps only an idle connection that closed under us, so the same worker may be asked once more.
-        return Failed("disconnected", died=True, may_repeat_here=True)
+    if isinstance(error, Lost):
+        # Perhaps only an idle connection that closed under us: then the same worker may be asked once more.
+        return Failed("disconnected", died=True, may_repeat_here=not error.begun)
     return Failed("bad_answer")
 
 
@@ -432,9 +417,3 @@ def _split_last(frames: bytes) -> tuple[bytes, bytes]:
     """(all frames but the last, the last)."""
     end = frames.rstrip(b"\n").rfind(b"\n\n") + 2
     return (frames[:end], frames[end:]) if end > 1 else (b"", frames)
-
-
-async def _one_after_the_other(*parts: bytes) -> AsyncIterator[bytes]:
-    """Without a copy of a body that may be large."""
-    for part in parts:
-        yield part

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
-import aiohttp
 import msgspec
 
 from server.logs import log
@@ -14,8 +14,8 @@ from server.protocol.continuing import RESUMABLE
 from server.protocol.errors import ApiError
 from server.reply import Headers
 from server.sse import FrameCutter, Usage
+from server.worker_client import Answer
 
-_READ_SIZE = 64 * 1024
 _MAX_ERROR_BODY = 1024 * 1024
 
 
@@ -48,7 +48,7 @@ class WholeAnswer:
             return ""
         return str(detail.code or detail.type or "error")[:64]
 
-    @property
+    @cached_property
     def completion(self) -> Completion | None:
         """None where the body is nothing that was asked for."""
         try:
@@ -77,16 +77,18 @@ class Completion(msgspec.Struct):
     usage: Usage | None = None
 
 
-async def read_whole(response: aiohttp.ClientResponse, most_bytes: int) -> WholeAnswer:
+async def read_whole(response: Answer, most_bytes: int) -> WholeAnswer:
     """Raises Failed for an answer that no client should see, ApiError for a refusal that others would repeat."""
     status = response.status
     limit = most_bytes if status == 200 else _MAX_ERROR_BODY
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(_READ_SIZE):
-        body += chunk
-        if len(body) > limit:
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await response.read():
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
             raise Failed("bad_answer")
-    answer = WholeAnswer(status, bytes(body), _passed_headers(response))
+    answer = WholeAnswer(status, pieces[0] if len(pieces) == 1 else b"".join(pieces), _passed_headers(response))
     if status in (401, 403):
         log(logging.ERROR, "a worker refused the controller's secret", status=status)
         raise Failed("secret_refused")
@@ -106,19 +108,19 @@ async def read_whole(response: aiohttp.ClientResponse, most_bytes: int) -> Whole
 class Stream:
     """An event stream, in whole frames."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.resumable = RESUMABLE in response.headers
-        self._content = response.content
+    def __init__(self, response: Answer) -> None:
+        self.resumable = bool(response.header(RESUMABLE))
+        self._response = response
         self._cutter = FrameCutter()
 
     async def next(self) -> bytes:
-        """At least one whole frame; empty at the end. Raises what aiohttp raises, and FrameTooLong."""
-        while data := await self._content.readany():
+        """At least one whole frame; empty at the end. Raises Lost, Garbled and FrameTooLong."""
+        while data := await self._response.read():
             if frames := self._cutter.feed(data):
                 return frames
         return b""
 
 
-def _passed_headers(response: aiohttp.ClientResponse) -> Headers:
-    after = response.headers.get("Retry-After", "")
+def _passed_headers(response: Answer) -> Headers:
+    after = response.header("Retry-After")
     return [(b"retry-after", after.encode())] if after.isdigit() else []
