@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
 from typing import Any, AnyStr
 
 import orjson
 from starlette.types import Receive
 
+from server.api.inline_pictures import Shortened, shorten
 from server.auth import Headers
+from server.media.images import INLINE_BYTES, INLINE_PICTURE_BYTES, run_sized
 from server.protocol.errors import ApiError, bad_request, too_large
 from server.watch import ClientLeft
 
@@ -60,8 +64,32 @@ def require_json(headers: Headers) -> None:
         raise ApiError(415, "Compressed request bodies are not accepted.")
 
 
+async def parse_off_loop(pool: Executor, body: bytes) -> dict[str, Any]:
+    """As `parse_object`, in the pool where there is much to parse beside pictures. Raises ApiError 400."""
+    if len(body) <= INLINE_BYTES:
+        return _parse(body)
+    shortened = await run_sized(pool, len(body), partial(shorten, body), inline=INLINE_PICTURE_BYTES)
+    size = len(body) if shortened is None else len(shortened.body)
+    return await run_sized(pool, size, partial(_parse_shortened, body, shortened))
+
+
 def parse_object(body: bytes) -> dict[str, Any]:
     """Raises ApiError 400. CPU work in proportion to the body: large ones belong in a pool."""
+    return _parse_shortened(body, shorten(body) if len(body) > INLINE_BYTES else None)
+
+
+def _parse_shortened(body: bytes, shortened: Shortened | None) -> dict[str, Any]:
+    if shortened is not None:
+        try:
+            tree = _parse(shortened.body)
+        except ApiError:
+            return _parse(body)  # for the place that its error names
+        if shortened.restore(tree):
+            return tree
+    return _parse(body)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
     if sum(_occurrences(body, mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise bad_request(f"The body holds more than {MAX_VALUES} values.")
     try:

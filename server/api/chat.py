@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.admission import Place, image_tokens
 from server.api import affinity
-from server.api.body import parse_object, read_body, require_json
+from server.api.body import parse_off_loop, read_body, require_json
 from server.api.wishes import Served, Wishes, find_served, read_wishes
 from server.auth import ApiKey
 from server.controller import Controller
@@ -117,7 +117,7 @@ class GenerationRoute:
     ) -> Call:
         """Raises ApiError for what can be refused without asking a worker."""
         controller = self._controller
-        payload = await run_sized(controller.pool, len(body), partial(parse_object, body))
+        payload = await parse_off_loop(controller.pool, body)
         for field in _REFUSED_FIELDS:
             if payload.get(field) is not None:
                 raise bad_request(f"{field} is not accepted.", param=field, code="unsupported_parameter")
@@ -144,11 +144,7 @@ class GenerationRoute:
             record.images = len(references)
             await grant.take(tokens=tokens)
             rewritten |= images.rewritten
-            shared = await run_sized(
-                controller.pool,
-                images.data_characters,
-                partial(affinity.of_pictures, references, tokens, grant.key.tenant),
-            )
+            shared = affinity.of_pictures(references, tokens, grant.key.tenant)
         if rewritten:
             body = await run_sized(controller.pool, len(body), partial(orjson.dumps, payload))
             if len(body) > (most := controller.settings.max_body_bytes):

@@ -25,6 +25,8 @@ from server.protocol.errors import ApiError, bad_request, too_large
 from server.settings import Settings
 
 INLINE_BYTES = 256 * 1024  # work on more than this goes off the event loop
+INLINE_PICTURE_BYTES = 2 * 1024 * 1024  # likewise, of data URLs to be decoded: a quarter of a millisecond
+_TELLING = 64  # characters at the end of a URL by which most are told apart
 _PART_KINDS = ("text", "image_url", "refusal")
 _Result = TypeVar("_Result")
 
@@ -49,7 +51,6 @@ class RequestImages:
     """The pictures of a request in order, and whether the body was changed to hold them."""
 
     headers: tuple[ImageHeader, ...] = ()
-    data_characters: int = 0  # of the body that is picture and not text
     rewritten: bool = False
 
 
@@ -88,6 +89,19 @@ def _image_of(part: object, where: str) -> ImageReference | None:
     return ImageReference(part, url, param)
 
 
+def _first_of_each(references: list[ImageReference]) -> list[int]:
+    """For each, the place of the first with the same URL. Megabytes are compared, never hashed."""
+    alike: dict[tuple[int, str], list[int]] = {}
+    first: list[int] = []
+    for place, reference in enumerate(references):
+        known = alike.setdefault((len(reference.url), reference.url[-_TELLING:]), [])
+        same = next((other for other in known if references[other].url == reference.url), None)
+        if same is None:
+            known.append(place)
+        first.append(place if same is None else same)
+    return first
+
+
 class ImageResolver:
     """Holds the limits, the fetches and the pool; one for the process."""
 
@@ -120,25 +134,27 @@ class ImageResolver:
                 param=references[max_images].param,
                 code="too_many_images",
             )
-        pictures: dict[str, ImageReference] = {}
-        for reference in references:
-            pictures.setdefault(reference.url, reference)
+        first = _first_of_each(references)
+        pictures = [reference for place, reference in enumerate(references) if first[place] == place]
         budget = _ByteBudget(self._settings.max_request_image_bytes, reserve)
-        for url, reference in pictures.items():
-            if is_data_url(url):
-                with _naming(reference):
-                    self._policy.check_scheme("data")
-                    budget.take(decoded_size(url))  # their memory is the body's
-        remote = [reference for url, reference in pictures.items() if not is_data_url(url)]
+        remote: list[ImageReference] = []
+        for reference in pictures:
+            if not is_data_url(reference.url):
+                remote.append(reference)
+                continue
+            with _naming(reference):
+                self._policy.check_scheme("data")
+                budget.take(decoded_size(reference.url))  # their memory is the body's
         fetched = await self._fetch_all(remote, budget, tenant) if remote else {}
-        for reference in references:
+        for reference in references if fetched else ():
             reserve(len(fetched.get(reference.url, b"")) // 3 * 4)
-        size = sum(map(len, pictures)) + sum(map(len, fetched.values()))
-        read = await run_sized(self._pool, size, partial(self._read_all, references, fetched))
-        for reference in references:
-            reference.replace(read[reference.url].url)
-        headers = tuple(read[reference.url].header for reference in references)
-        return RequestImages(headers, sum(len(read[reference.url].url) for reference in references), bool(remote))
+        size = sum(len(picture.url) for picture in pictures) + sum(map(len, fetched.values()))
+        work = partial(self._read_all, references, first, fetched)
+        read = await run_sized(self._pool, size, work, inline=INLINE_PICTURE_BYTES)
+        for reference, picture in zip(references, read, strict=True):
+            reference.replace(picture.url)
+        headers = tuple(picture.header for picture in read)
+        return RequestImages(headers, bool(remote))
 
     async def _fetch_all(self, references: list[ImageReference], budget: _ByteBudget, tenant: str) -> dict[str, bytes]:
         """Fetches all at once (the fetcher bounds how many); the first that fails ends the others."""
@@ -153,28 +169,28 @@ class ImageResolver:
         with _naming(reference):
             return await self._fetches.fetch(tenant, reference.url, budget.reserve)
 
-    def _read_all(self, references: list[ImageReference], fetched: dict[str, bytes]) -> dict[str, _Read]:
+    def _read_all(self, references: list[ImageReference], first: list[int], fetched: dict[str, bytes]) -> list[_Read]:
         """Holds the budget of pixels picture by picture, in order."""
-        read: dict[str, _Read] = {}
+        read: list[_Read] = []
         pixels = 0
-        for reference in references:
-            url = reference.url
+        for place, reference in enumerate(references):
             with _naming(reference):
-                if url not in read:
-                    read[url] = self._read(url, fetched.get(url))
-                pixels += read[url].header.width * read[url].header.height
+                known = first[place] < place
+                read.append(read[first[place]] if known else self._read(reference.url, fetched))
+                pixels += read[place].header.width * read[place].header.height
                 if pixels > self._settings.max_request_pixels:
                     most = self._settings.max_request_pixels
                     raise bad_request(f"The images together hold more than {most} pixels.", code="too_many_pixels")
         return read
 
-    def _read(self, url: str, fetched: bytes | None) -> _Read:
-        data = decode_data_url(url, self._settings.max_image_bytes) if fetched is None else fetched
+    def _read(self, url: str, fetched: dict[str, bytes]) -> _Read:
+        inline = is_data_url(url)
+        data = decode_data_url(url, self._settings.max_image_bytes) if inline else fetched[url]
         try:
             header = read_header(data, max_pixels=self._settings.max_image_pixels)
         except ImageError as error:
             raise bad_request(str(error), code="invalid_image") from error
-        return _Read(header, url if fetched is None else encode_data_url(data, header.format))
+        return _Read(header, url if inline else encode_data_url(data, header.format))
 
 
 @dataclass(frozen=True)
@@ -219,8 +235,8 @@ class _naming:
             error.param = self._param
 
 
-async def run_sized(pool: Executor, size: int, work: Callable[[], _Result]) -> _Result:
+async def run_sized(pool: Executor, size: int, work: Callable[[], _Result], *, inline: int = INLINE_BYTES) -> _Result:
     """Runs small work here and large work in the pool, so that the event loop never waits long."""
-    if size <= INLINE_BYTES:
+    if size <= inline:
         return work()
     return await asyncio.get_running_loop().run_in_executor(pool, work)
