@@ -7,6 +7,11 @@ import logging
 logger = logging.getLogger("tephra.server")
 
 
+def logs(level: int) -> bool:
+    """For lines whose fields cost something to put together."""
+    return logger.isEnabledFor(level)
+
+
 def log(level: int, event: str, **fields: object) -> None:
     if logger.isEnabledFor(level):
         logger.log(level, event, extra={"fields": fields})

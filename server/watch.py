@@ -7,10 +7,13 @@ ControllerStopping where the block ends.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
+
+from server.protocol.cycle import LEAVING
 
 
 class ClientLeft(Exception):
@@ -27,8 +30,8 @@ class Watches:
     def __init__(self) -> None:
         self._open: set[RequestWatch] = set()
 
-    def watch(self, receive: Receive) -> RequestWatch:
-        return RequestWatch(receive, self._open)
+    def watch(self, scope: Scope, receive: Receive) -> RequestWatch:
+        return RequestWatch(scope.get(LEAVING), receive, self._open)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -39,9 +42,16 @@ class Watches:
 
 
 class RequestWatch:
-    """Entered once the request's body was read: from then on `receive` tells of nothing but the client's leaving."""
+    """Entered once the request's body was read: from then on `receive` tells of nothing but the client's leaving.
+    A server that calls when the client leaves spares the task that waits for it."""
 
-    def __init__(self, receive: Receive, siblings: set[RequestWatch]) -> None:
+    def __init__(
+        self,
+        leaving: Callable[[Callable[[], None] | None], None] | None,
+        receive: Receive,
+        siblings: set[RequestWatch],
+    ) -> None:
+        self._leaving = leaving
         self._receive = receive
         self._siblings = siblings
         self._reason: Literal["left", "stopping"] | None = None
@@ -51,15 +61,22 @@ class RequestWatch:
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        self._watcher = asyncio.create_task(self._listen())
+        self._watcher: asyncio.Task[None] | None = None
         self._siblings.add(self)
+        if self._leaving is None:
+            self._watcher = asyncio.create_task(self._listen())
+        else:
+            self._leaving(self._left)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._siblings.discard(self)
-        self._watcher.cancel()
+        if self._leaving is not None:
+            self._leaving(None)
+        elif self._watcher is not None:
+            self._watcher.cancel()
         if self._reason and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise (ClientLeft if self._reason == "left" else ControllerStopping) from error
 
@@ -71,4 +88,7 @@ class RequestWatch:
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # bytes after the body's end have no meaning
+        self._left()
+
+    def _left(self) -> None:
         self.end("left")

@@ -23,7 +23,7 @@ from server.auth import ApiKey
 from server.controller import Controller
 from server.deadline import Deadline
 from server.limits.limiter import Grant
-from server.logs import log, log_exception
+from server.logs import log, log_exception, logs
 from server.media.images import find_images, run_sized
 from server.protocol.call_headers import DEADLINE_EXCEEDED
 from server.protocol.errors import ApiError, bad_request, internal_error, too_large, unavailable
@@ -91,7 +91,7 @@ class GenerationRoute:
                     seconds=settings.body_seconds,
                     reserve=place.reserve,
                 )
-                async with controller.watches.watch(receive):
+                async with controller.watches.watch(scope, receive):
                     await self._handle(body, place, grant, deadline, reply, record)
 
     async def _handle(
@@ -203,6 +203,8 @@ class GenerationRoute:
         controller.stats.add(record)
         controller.metrics.requests.labels(self._path, str(record.status)).inc()
         controller.metrics.latency.labels(self._path).observe(record.seconds)
+        if not logs(logging.INFO):
+            return
         log(
             logging.INFO,
             "request",

@@ -10,11 +10,14 @@ import asyncio
 import re
 from functools import partial
 from typing import Any, cast
+from urllib.parse import unquote
 
+import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.protocol.connections import TOO_MANY, Connections
+from server.protocol.cycle import HIGH_WATER, Cycle
 from server.protocol.errors import ApiError, bad_request
 
 MAX_HEADER_BYTES = 32 * 1024
@@ -72,23 +75,63 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_done()
         self._body_done()
         super().connection_lost(exc)
+        if self.cycle is not None and not self.cycle.response_complete:
+            cast(Cycle, self.cycle).left()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._give_up)
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self.send_400_response("The request's head is too large.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._expect_head()
+        self._head_done()
+        self._in_head = True  # and timed, if its end does not come with its beginning
 
     def on_headers_complete(self) -> None:
+        """As uvicorn's, without its WebSockets and its limit of connections, which are not used here."""
         self._head_done()
         self._in_body = True
         self._open.busy(self)
-        super().on_headers_complete()
+        version, scope = self.parser.get_http_version(), self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        before = self.cycle
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        cycle = cast(Cycle, self.cycle)
+        if not cycle.response_complete:
+            cycle.add_body(body)
+            if cycle.received > HIGH_WATER:
+                self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         self._body_done()
