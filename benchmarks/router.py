@@ -3,7 +3,8 @@
 One worker that answers at once (`mock_worker`), asked directly and through each router in turn, all started before and
 idle while another is measured. Rounds are repeated and interleaved, so that what else the machine does falls on all;
 ratios are taken within a round. On a machine with few cores client, router and worker share them: the ratios say how
-much a router adds there, not what it can do on cores of its own.
+much a router adds there, not what it can do on cores of its own. What a request costs the router in processor time says
+that.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ import io
 import os
 import random
 import secrets
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,18 @@ import uvloop
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.machine import Machine, our_versions, versions_of
 from benchmarks.mock_worker import MODEL
-from benchmarks.results import Rows, print_rows
+from benchmarks.results import page, print_rows, save
 from benchmarks.router_load import Load, LoadFailed, Sample, drive
-from benchmarks.servers import ServerFailed, free_port, running
+from benchmarks.router_report import DIRECT, Reading, tables
+from benchmarks.servers import Processes, ServerFailed, free_port, running
 
 PEERS = ("vllm-router", "sglang-router", "smg")
 INSTALL = "python3 -m venv {folder} && {folder}/bin/pip install " + " ".join(PEERS)
 _START_SECONDS = 60.0
 _PICTURE_BYTES = 1_000_000
-
-
-Samples = dict[str, dict[str, list[Sample]]]  # by shape, then by target; one a run
+_OUR_PACKAGES = ("uvicorn", "uvloop", "httptools", "msgspec", "orjson", "pybase64")
 
 
 @dataclass(frozen=True)
@@ -59,49 +58,70 @@ class RouterBench:
     processes: tuple[int, ...] = (1, 2)  # of our controller; each is a target of its own
     peers: Path | None = None  # a virtual environment that has some of PEERS
     runs: int = 5
-    seconds: float = 3.0  # for each target, shape and run
-    stream: bool = False
+    seconds: float = 1.5  # for each target, shape and run
+    name: str = "router"
+    json: Path | None = None  # both or neither
+    markdown: Path | None = None
 
 
 @dataclass(frozen=True)
 class Target:
     name: str
     port: int
+    processes: Processes
 
 
-def router_bench(asked: RouterBench, console: Console, json: Path | None = None) -> int:
-    """Prints a table for each shape. Raises ServerFailed for the worker or one of ours; OSError."""
-    samples = asyncio.run(_bench(asked, console))
-    if json is not None:
-        found = {
-            shape: {name: [asdict(sample) for sample in taken] for name, taken in by_target.items()}
-            for shape, by_target in samples.items()
-        }
-        json.write_bytes(orjson.dumps({"cores": os.cpu_count(), "samples": found}, option=orjson.OPT_INDENT_2))
-    return 0
+def router_bench(asked: RouterBench, console: Console) -> int:
+    """Prints a table for each shape, and saves what was found. Raises ServerFailed for the worker or one of ours;
+    OSError."""
+    for file in (asked.json, asked.markdown):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    readings, notes = asyncio.run(_bench(asked, console))
+    for rows in tables(readings):
+        print_rows(rows, console)
+    if asked.json is not None and asked.markdown is not None:
+        _save(asked, asked.json, asked.markdown, readings, notes)
+        console.print(f"\nSaved as {asked.json} and {asked.markdown}", highlight=False, soft_wrap=True)
+    return int(bool(notes))
 
 
-async def _bench(asked: RouterBench, console: Console) -> Samples:
+def _save(asked: RouterBench, file: Path, markdown: Path, readings: list[Reading], notes: list[str]) -> None:
+    versions = {"this environment": our_versions() | versions_of(sys.executable, _OUR_PACKAGES)}
+    if asked.peers is not None:
+        versions["peers"] = versions_of(str(asked.peers / "bin" / "python"), PEERS)
+    settings = {"rounds": asked.runs, "seconds": asked.seconds, "bytes of the picture's data URL": _PICTURE_BYTES}
+    machine, date = vars(Machine.this()), time.strftime("%Y-%m-%d %H:%M %Z")
+    document = {"settings": settings, "machine": machine, "versions": versions, "date": date}
+    document |= {"readings": [one.to_json() for one in readings], "notes": notes}
+    written = page(f"{asked.name}, {date}", machine, versions, settings, tables(readings), notes)
+    save(document, written, file, markdown)
+
+
+async def _bench(asked: RouterBench, console: Console) -> tuple[list[Reading], list[str]]:
+    """What was read, and what went wrong."""
+    readings: list[Reading] = []
+    notes: list[str] = []
     async with AsyncExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tephra-router-")))
         targets = await _start(asked, stack, logs, console)
-        shapes = _shapes(asked.stream)
-        samples: Samples = {shape.name: {} for shape in shapes}
+        shapes = _shapes()
         for run in range(asked.runs):
             for shape in shapes:
                 # Each round begins with another target, so that none always follows the same neighbour.
                 for target in [*targets[run % len(targets) :], *targets[: run % len(targets)]]:
                     load = Load(target.port, shape.body, shape.concurrency, asked.seconds)
+                    before = target.processes.processor_seconds()
                     try:
                         sample = await _driven(load)
                     except LoadFailed as error:
-                        console.print(f"{target.name}, {shape.name}: {error}", highlight=False)
+                        notes.append(f"{target.name}, {shape.name}, run {run + 1}: {error}")
+                        console.print(notes[-1], highlight=False)
                         continue
-                    samples[shape.name].setdefault(target.name, []).append(sample)
+                    spent = target.processes.processor_seconds() - before
+                    readings.append(Reading(run, shape.name, target.name, sample, spent / sample.requests))
             console.print(f"run {run + 1} of {asked.runs} done", highlight=False)
-    for name, by_target in samples.items():
-        print_rows(_rows(name, by_target, [target.name for target in targets]), console)
-    return samples
+    return readings, notes
 
 
 async def _driven(load: Load) -> Sample:
@@ -115,7 +135,7 @@ async def _start(asked: RouterBench, stack: AsyncExitStack, logs: Path, console:
     ours = [(f"tephra x{count}", count, free_port()) for count in asked.processes]
     joins = [argument for _, _, port in ours for argument in ("--controller", f"http://127.0.0.1:{port}")]
     commands = {
-        "direct": (
+        DIRECT: (
             worker,
             (
                 *(sys.executable, "-m", "benchmarks.mock_worker", "--port", str(worker), "--secret", secret),
@@ -145,14 +165,14 @@ async def _start(asked: RouterBench, stack: AsyncExitStack, logs: Path, console:
     for name, (port, command) in commands.items():
         url, log = f"http://127.0.0.1:{port}", logs / f"{name.replace(' ', '-')}.log"
         try:
-            await stack.enter_async_context(running(name, command, environment, url, log, _START_SECONDS))
+            server = await stack.enter_async_context(running(name, command, environment, url, log, _START_SECONDS))
             await _until_it_answers(name, port, log)
         except ServerFailed as error:
             if name not in PEERS:
                 raise
             console.print(f"{name} is left out: {error}", highlight=False, soft_wrap=True)
             continue
-        targets.append(Target(name, port))
+        targets.append(Target(name, port, server.processes))
     return targets
 
 
@@ -170,13 +190,16 @@ async def _until_it_answers(name: str, port: int, log: Path) -> None:
         await asyncio.sleep(0.2)
 
 
-def _shapes(stream: bool) -> list[Shape]:
-    small = _chat("Hello", stream=stream)
-    return [
-        Shape("small body, 1 at once", small, 1),
-        Shape("small body, 32 at once", small, 32),
-        Shape("1 MB picture, 16 at once", _chat(_picture_parts(), stream=stream), 16),
-    ]
+def _shapes() -> list[Shape]:
+    shapes: list[Shape] = []
+    for stream, how in ((False, "whole"), (True, "streamed")):
+        small, large = _chat("Hello", stream=stream), _chat(_picture_parts(), stream=stream)
+        shapes += [
+            Shape(f"small body, 1 at once, {how}", small, 1),
+            Shape(f"small body, 32 at once, {how}", small, 32),
+            Shape(f"1 MB picture, 16 at once, {how}", large, 16),
+        ]
+    return shapes
 
 
 def _chat(content: Any, *, stream: bool) -> bytes:
@@ -191,24 +214,3 @@ def _picture_parts() -> list[dict[str, Any]]:
     Image.frombytes("RGB", (side, side), random.Random(0).randbytes(side * side * 3)).save(file, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     return [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]
-
-
-def _rows(title: str, by_target: dict[str, list[Sample]], names: Sequence[str]) -> Rows:
-    direct = by_target.get("direct", [])
-    rows = []
-    for name in names:
-        taken = by_target.get(name, [])
-        if not taken:
-            rows.append((name, "failed", "", "", ""))
-            continue
-        pairs = list(zip(taken, direct, strict=False))
-        rows.append(
-            (
-                name,
-                f"{statistics.median(sample.p50 for sample in taken) * 1000:.2f} ms",
-                f"{statistics.median(sample.rate for sample in taken):.0f}",
-                f"{statistics.median(one.p50 / base.p50 for one, base in pairs):.2f}" if pairs else "",
-                f"{statistics.median(one.rate / base.rate for one, base in pairs):.2f}" if pairs else "",
-            )
-        )
-    return Rows(title, ("", "p50", "requests/s", "p50 to direct", "requests/s to direct"), tuple(rows))

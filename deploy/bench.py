@@ -226,9 +226,12 @@ def router(
         Path | None, typer.Option(metavar="VENV", help="An environment with vllm-router, sglang-router, smg.")
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="How often everything is repeated, interleaved.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For each router, kind of request and run.")] = 3.0,
-    stream: Annotated[bool, typer.Option(help="Ask for event streams.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every sample to this file.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each router, kind of request and run.")] = 1.5,
+    name: Annotated[str, typer.Option(help="Of the results.")] = "router",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Default: benchmarks/results/DATE-NAME.json.")] = (
+        None
+    ),
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Default: the same, ending in .md.")] = None,
 ) -> None:
     """Set our controller and other routers before a worker that answers at once; print what each adds."""
     needs_psutil()
@@ -239,7 +242,8 @@ def router(
 
     try:
         counts = tuple(_at_least_one(part, "--processes") for part in processes.split(","))
-        code = router_bench(RouterBench(counts, peers, runs, seconds, stream), Console(), json_file)
+        file, page = result_files(name, json_file, markdown_file)
+        code = router_bench(RouterBench(counts, peers, runs, seconds, name, file, page), Console())
     except (ValueError, ServerFailed, OSError) as error:
         fail(str(error))
     raise typer.Exit(code)
