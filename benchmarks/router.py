@@ -92,7 +92,7 @@ def _save(asked: RouterBench, file: Path, markdown: Path, readings: list[Reading
         versions["peers"] = versions_of(str(asked.peers / "bin" / "python"), PEERS)
     settings = {"rounds": asked.runs, "seconds": asked.seconds, "bytes of the picture's data URL": _PICTURE_BYTES}
     machine, date = vars(Machine.this()), time.strftime("%Y-%m-%d %H:%M %Z")
-    document = {"settings": settings, "machine": machine, "versions": versions, "date": date}
+    document: dict[str, Any] = {"settings": settings, "machine": machine, "versions": versions, "date": date}
     document |= {"readings": [one.to_json() for one in readings], "notes": notes}
     written = page(f"{asked.name}, {date}", machine, versions, settings, tables(readings), notes)
     save(document, written, file, markdown)

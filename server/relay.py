@@ -321,7 +321,7 @@ class Relay:
                     self._stats.add_tokens(pieces, None if before is None else journey.text_at - before)
                 record.completion_tokens = progress.pieces
                 clock.reschedule(loop.time() + self._settings.send_seconds)
-                await reply.frames(frames)
+                await reply.frames(frames, last=progress.done and not failure and stream.over)
                 if progress.done and not progress.failed:
                     record.ended = "complete"  # clients close at the end mark, before the connection to the worker ends
             if failure:

@@ -27,6 +27,7 @@ class Reply:
         self._id = (b"x-request-id", scope[REQUEST_ID].encode())
         self.started = False
         self.streaming = False
+        self._ended = False
         self.sending = False  # waiting for the client to take what it was sent
         self.send_seconds = 0.0  # of all waiting for it
         self.status = 0
@@ -39,8 +40,8 @@ class Reply:
         await self._put({"type": "http.response.start", "status": status, "headers": own + (headers or [])})
         await self._put({"type": "http.response.body", "body": body})
 
-    async def frames(self, data: bytes) -> None:
-        """Sends whole event-stream frames, beginning the answer with the first."""
+    async def frames(self, data: bytes, *, last: bool = False) -> None:
+        """Sends whole event-stream frames, beginning the answer with the first; `last` ends it."""
         if not self.started:
             self.started = self.streaming = True
             self.status = 200
@@ -52,11 +53,13 @@ class Reply:
                 *self.headers,
             ]
             await self._put({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._put({"type": "http.response.body", "body": data, "more_body": True})
+        self._ended = last
+        await self._put({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def end(self) -> None:
         """Ends an event stream."""
-        await self._put({"type": "http.response.body", "body": b""})
+        if not self._ended:
+            await self._put({"type": "http.response.body", "body": b""})
 
     async def error(self, error: ApiError) -> None:
         """The error as an answer of its own, or as the last event of a stream that has begun."""

@@ -113,6 +113,11 @@ class Stream:
         self._response = response
         self._cutter = FrameCutter()
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes, as far as is known already."""
+        return self._response.exhausted
+
     async def next(self) -> bytes:
         """At least one whole frame; empty at the end. Raises Lost, Garbled and FrameTooLong."""
         while data := await self._response.read():

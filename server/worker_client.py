@@ -166,6 +166,11 @@ class Answer:
         """Without its parameters."""
         return self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether all of it was taken."""
+        return self.complete and not self._pieces
+
     async def begun(self) -> None:
         """Until its head is here."""
         while not self.status:
@@ -230,6 +235,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Answer | None = None
         self._headers: dict[bytes, bytes] = {}
+        self._head_lines = 0  # headers of an answer so far, interim ones and trailers included
         self._head_bytes = 0  # received of a head that is not complete
         self._until_closed = False  # the answer ends where the connection does
         self._keep = False
@@ -245,7 +251,7 @@ class _Connection(asyncio.Protocol):
         if not self.usable:
             raise Lost(begun=False)
         self._answer = answer = Answer(self)
-        self._headers, self._head_bytes = answer.headers, 0
+        self._headers, self._head_lines, self._head_bytes = answer.headers, 0, 0
         if len(request) == 1:
             self._transport.write(request[0])
         else:
@@ -297,7 +303,8 @@ class _Connection(asyncio.Protocol):
             self.abort()  # nobody asked
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self._headers) >= _MAX_HEADERS:
+        self._head_lines += 1
+        if self._head_lines > _MAX_HEADERS:
             raise Garbled("too many headers")
         self._headers[name.lower()] = value
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -150,9 +149,9 @@ class GenerationRoute:
             if len(body) > (most := controller.settings.max_body_bytes):
                 raise too_large(f"With its pictures the request is larger than {most} bytes.")
         self._check_context(payload, tokens, card)
-        work = replace(
-            work,
-            prompt_tokens=min(work.prompt_tokens + tokens, _MAX_EXPECTED),
+        work = Work(
+            min(work.prompt_tokens + tokens, _MAX_EXPECTED),
+            work.answer_tokens,
             affinity=shared.digest,
             reusable_tokens=shared.tokens,
             session=record.session.encode(),
