@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 import socket
@@ -122,6 +123,9 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
     if seat is not None:
         loop.add_reader(seat.parent, partial(_stop_orphan, loop, seat.parent, server))
     await server.start()
+    # What was imported and made until here stays: collections while requests run need not go through it each time.
+    gc.collect()
+    gc.freeze()
     on_ready()
     await server.wait()
     return 0

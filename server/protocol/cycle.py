@@ -7,7 +7,7 @@ and who wants to know that the client left is called instead of having to wait f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
@@ -27,7 +27,7 @@ class Cycle(RequestResponseCycle):
 
     def __init__(self, **about: Any) -> None:
         super().__init__(**about)
-        self.scope[LEAVING] = self._watch  # type: ignore[literal-required]
+        cast(dict[str, Any], self.scope)[LEAVING] = self._watch
         self.received = 0  # bytes that wait
         self._pieces: list[bytes] = []
         self._head = b""  # of an answer, until its body begins
@@ -125,6 +125,7 @@ class Cycle(RequestResponseCycle):
         if self.expected_content_length:
             raise RuntimeError("The answer is shorter than its Content-Length.")
         self.response_complete = True
+        cast(dict[str, Any], self.scope).pop(LEAVING)  # it leads back here: what refers to itself is freed late
         self.message_event.set()
         if not self.keep_alive:
             self.transport.close()
