@@ -190,7 +190,7 @@ async def test_requests_under_way_at_once_are_bounded_over_all_controllers(
     for client in clients:
         status, body, headers = await client.chat("hi", headers=key)
         assert (status, body["error"]["code"]) == (429, "rate_limit_exceeded")
-        assert "2 concurrent" in body["error"]["message"]
+        assert "2 at once" in body["error"]["message"]
         assert headers["Retry-After"]
     gate.set()
     assert [status for status, _, _ in await asyncio.gather(*held)] == [200, 200]
