@@ -2,10 +2,11 @@
 
 Every matrix product of vision tower, connector, decoder and head is replaced; embeddings, the patch convolution and
 attention stay bfloat16. Weights are scaled by output channel, activations by token, both symmetric and by their
-largest value; in the decoder, channels are evened out (`model.cpu.smoothing`) and mixed first. The head, where a small
-error changes a word, takes each activation as two int8 numbers, which costs nothing where memory is what a product
-waits for; where it shares the embedding's weights, it scores the likeliest tokens again with those. Since products are
-exact, a token's result does not depend on what it is computed beside. CPU alone: on a GPU other engines do better.
+largest value. Channels are mixed first (`model.cpu.kernels.hadamard`), and before that the decoder's are evened out
+(`model.cpu.smoothing`). The head, where a small error changes a word, takes each activation as two int8 numbers,
+which costs nothing where memory is what a product waits for; where it shares the embedding's weights, it scores the
+likeliest tokens again with those. Since products are exact, a token's result does not depend on what it is computed
+beside. CPU alone: on a GPU other engines do better.
 """
 
 from __future__ import annotations
@@ -93,17 +94,19 @@ class Int8VisionLayer(nn.Module):
         self.first, self.second = (
             _Norm(norm.weight, norm.bias, config.layer_norm_eps) for norm in (layer.layer_norm1, layer.layer_norm2)
         )
-        self.qkv = Int8Linear.of(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out, self.fc1, self.fc2 = Int8Linear.of(attention.out_proj), Int8Linear.of(mlp.fc1), Int8Linear.of(mlp.fc2)
+        self.qkv = _mixed(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out, self.fc1, self.fc2 = _mixed(attention.out_proj), _mixed(mlp.fc1), _mixed(mlp.fc2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, N, D] -> [B, N, D]; x itself is overwritten."""
         batch, tokens, width = x.shape
         flat = x.reshape(batch * tokens, width)
-        parts = rows.split(self.qkv(self.first(flat, None)), batch, self.heads, padded(tokens))
-        mixed = side_by_side(attend_all(*parts, tokens), batch)
-        hidden = self.fc1(self.second(flat, self.out(rows.quantize(mixed))))
-        return rows.add(flat, self.fc2(rows.activate(hidden, self.activation, gated=False))).view(x.shape)
+        product = self.qkv(self.first(flat, None, self.qkv.parts))
+        attended = attend_all(*rows.split(product, batch, self.heads, padded(tokens)), tokens)
+        mixed_in = self.out(rows.quantize(side_by_side(attended, batch), self.out.parts))
+        hidden = self.fc1(self.second(flat, mixed_in, self.fc1.parts))
+        gone_through = rows.activate(hidden, self.activation, gated=False, parts=self.fc2.parts)
+        return rows.add(flat, self.fc2(gone_through)).view(x.shape)
 
 
 class Int8Connector(nn.Module):
@@ -112,14 +115,14 @@ class Int8Connector(nn.Module):
     def __init__(self, connector: Connector, activation: str) -> None:
         super().__init__()
         self.activation = activation
-        self.first = Int8Linear.of(connector.linear_1)
-        self.second = None if connector.kind == "linear" else Int8Linear.of(connector.linear_2)
+        self.first = _mixed(connector.linear_1)
+        self.second = None if connector.kind == "linear" else _mixed(connector.linear_2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[..., vision width] -> [..., text width]."""
-        product = self.first(rows.quantize(features.reshape(-1, features.shape[-1])))
+        product = self.first(rows.quantize(features.reshape(-1, features.shape[-1]), self.first.parts))
         if self.second is not None:
-            product = self.second(rows.activate(product, self.activation, gated=False))
+            product = self.second(rows.activate(product, self.activation, gated=False, parts=self.second.parts))
         return rows.scale_back(product).view(*features.shape[:-1], -1)
 
 
@@ -162,7 +165,7 @@ class Int8DecoderLayer(nn.Module):
         return rows.add(x, self.down(rows.activate(hidden, self.activation, gated=True, parts=self.down.parts)))
 
 
-def _mixed(*layers: nn.Linear, factors: torch.Tensor) -> Int8Linear:
+def _mixed(*layers: nn.Linear, factors: torch.Tensor | None = None) -> Int8Linear:
     return Int8Linear.of(*layers, factors=factors, parts=parts_of(layers[0].in_features))
 
 
@@ -208,5 +211,5 @@ class _Norm(nn.Module):
         self.register_buffer("weight", weight.detach().float())
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
-    def forward(self, x: torch.Tensor, product: Product | None, parts: int = 1) -> Quantized:
+    def forward(self, x: torch.Tensor, product: Product | None, parts: int) -> Quantized:
         return rows.add_and_norm(x, product, self.weight, self.bias, self.eps, parts)

@@ -3,8 +3,7 @@
 Some channels of a language model are many times as large as the others, for every token alike; a scale for the whole
 token then leaves the others few steps. So each channel is divided by a factor and its weights are multiplied by it. The
 channels are mixed afterwards (`model.cpu.kernels.hadamard`), so what counts of one is not its peak but its mean square:
-with the factors below, the product of both sides' mean squares, and so of their rounding errors, is least. A factor's
-sign is drawn, lest channels that rise and fall together add up when they are mixed.
+with the factors below, the product of both sides' mean squares, and so of their rounding errors, is least.
 
 How large the channels are is seen on a fixed random prompt, an image and words: it depends on the weights far more than
 on what is said.
@@ -55,14 +54,13 @@ def smoothing_factors(model: LlavaModel) -> list[LayerFactors]:
     groups = [_groups(layer) for layer in layers]
     with _energies([parts[0] for group in groups for parts in group]) as energies:
         _run_sample(model)
-    chance = torch.Generator().manual_seed(_SEED)
     shape = (model.config.text.kv_heads, -1, model.config.text.head_dim)  # of the heads' outputs, side by side
     factors = []
     for group in groups:
         sides = [(energies[parts[0]], _energy_of_weights(parts)) for parts in group]
         inputs, weights = (side.view(shape).mean(dim=1).flatten() for side in sides[1])
         sides[1] = (inputs, weights)
-        factors.append(LayerFactors(*(_factors(*pair, chance) for pair in sides)))
+        factors.append(LayerFactors(*(_factors(*pair) for pair in sides)))
     return factors
 
 
@@ -79,10 +77,9 @@ def _energy_of_weights(parts: Sequence[nn.Linear]) -> torch.Tensor:
     return torch.as_tensor(total) / sum(part.out_features for part in parts)
 
 
-def _factors(inputs: torch.Tensor, weights: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+def _factors(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Of mean squares: afterwards activations and weights of a channel are equally large."""
-    sizes = (inputs.clamp(min=_TINY) / weights.clamp(min=_TINY)).pow(0.25).clamp(1 / _MOST, _MOST)
-    return torch.where(torch.rand(len(sizes), generator=chance) < 0.5, -sizes, sizes)
+    return (inputs.clamp(min=_TINY) / weights.clamp(min=_TINY)).pow(0.25).clamp(1 / _MOST, _MOST)
 
 
 @contextmanager

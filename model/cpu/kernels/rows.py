@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numba import carray
 
-from model.cpu.kernels.hadamard import mix_row
+from model.cpu.kernels.hadamard import mix_row, signs_of
 from model.cpu.kernels.numbers import gelu, gelu_tanh, narrow, sigmoid, wide
 from model.cpu.kernels.team import address, compiled, kernel, share
 
@@ -64,7 +64,8 @@ class Product:
 def quantize(x: torch.Tensor, parts: int = 1) -> Quantized:
     """x bfloat16 [M, K]."""
     out = Quantized.empty(*x.shape)
-    _quantize(*x.shape, parts, x.data_ptr(), out.values.data_ptr(), out.scales.data_ptr())
+    signs = signs_of(x.shape[1]).data_ptr()
+    _quantize(*x.shape, parts, signs, x.data_ptr(), out.values.data_ptr(), out.scales.data_ptr())
     return out
 
 
@@ -105,7 +106,8 @@ def _norm(
     added = (0, 0, 0) if product is None else product.pointers
     eps_bits = int(np.float32(eps).view(np.int32))
     shift = 0 if bias is None else bias.data_ptr()
-    _add_and_norm(*x.shape, x.data_ptr(), *added, weight.data_ptr(), shift, eps_bits, parts, values, scales, normed)
+    mixing = (parts, signs_of(x.shape[1]).data_ptr())
+    _add_and_norm(*x.shape, x.data_ptr(), *added, weight.data_ptr(), shift, eps_bits, *mixing, values, scales, normed)
 
 
 def add(x: torch.Tensor, product: Product) -> torch.Tensor:
@@ -134,7 +136,9 @@ def activate(product: Product, activation: str, *, gated: bool, parts: int = 1) 
     width = columns // 2 if gated else columns
     out = Quantized.empty(rows, width)
     kind = activation_number(activation)
-    _activate(rows, width, int(gated), kind, parts, *product.pointers, out.values.data_ptr(), out.scales.data_ptr())
+    sizes = (rows, width, int(gated), kind, parts)
+    places = (signs_of(width).data_ptr(), *product.pointers, out.values.data_ptr(), out.scales.data_ptr())
+    _activate(*sizes, *places)
     return out
 
 
@@ -207,9 +211,9 @@ def turn_wide(
 
 
 @compiled
-def _quantize_row(row, values, width, parts):
+def _quantize_row(row, values, width, parts, signs):
     """row float32, overwritten -> values uint8; returns the scale. A NaN among them makes the scale one."""
-    mix_row(row, width, parts)
+    mix_row(row, width, parts, signs)
     top = np.uint32(0)
     for column in range(width):
         top = max(top, np.uint32(np.float32(row[column]).view(np.uint32) & np.uint32(0x7FFFFFFF)))  # NaN is the largest
@@ -222,17 +226,18 @@ def _quantize_row(row, values, width, parts):
 
 @kernel
 def _quantize(place):
-    a = carray(place, 6, np.int64)
+    a = carray(place, 7, np.int64)
     rows, width, parts = a[0], a[1], a[2]
-    x = carray(address(a[3]), (rows, width), np.uint16)
-    values = carray(address(a[4]), (rows, width), np.uint8)
-    scales = carray(address(a[5]), rows, np.float32)
+    signs = carray(address(a[3]), width, np.float32)
+    x = carray(address(a[4]), (rows, width), np.uint16)
+    values = carray(address(a[5]), (rows, width), np.uint8)
+    scales = carray(address(a[6]), rows, np.float32)
     row = np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
         for column in range(width):
             row[column] = wide(x[m, column])
-        scales[m] = _quantize_row(row, values[m], width, parts)
+        scales[m] = _quantize_row(row, values[m], width, parts, signs)
 
 
 @compiled
@@ -248,7 +253,7 @@ def _scaled(row, sums, factor, bias, has_bias, width):
 
 @kernel
 def _add_and_norm(place):
-    a = carray(place, 13, np.int64)
+    a = carray(place, 14, np.int64)
     rows, width = a[0], a[1]
     x = carray(address(a[2]), (rows, width), np.uint16)
     sums = carray(address(a[3]), (rows, width), np.float32)
@@ -258,9 +263,10 @@ def _add_and_norm(place):
     shift = carray(address(a[7]), width, np.float32)
     eps = np.int32(a[8]).view(np.float32)
     parts = a[9]
-    values = carray(address(a[10]), (rows, width), np.uint8)
-    scales = carray(address(a[11]), rows, np.float32)
-    normed = carray(address(a[12]), (rows, width), np.uint16)
+    signs = carray(address(a[10]), width, np.float32)
+    values = carray(address(a[11]), (rows, width), np.uint8)
+    scales = carray(address(a[12]), rows, np.float32)
+    normed = carray(address(a[13]), (rows, width), np.uint16)
     row = np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
@@ -271,11 +277,11 @@ def _add_and_norm(place):
         for column in range(width):
             row[column] = wide(x[m, column])
         norm_row(row, weight, shift, a[7] != 0, eps, width)
-        if a[12] != 0:
+        if a[13] != 0:
             for column in range(width):
                 normed[m, column] = narrow(row[column])
         else:
-            scales[m] = _quantize_row(row, values[m], width, parts)
+            scales[m] = _quantize_row(row, values[m], width, parts, signs)
 
 
 @compiled
@@ -346,24 +352,25 @@ def activate_row(row, kind, width):
 
 @kernel
 def _activate(place):
-    a = carray(place, 10, np.int64)
+    a = carray(place, 11, np.int64)
     rows, width, gated, kind, parts = a[0], a[1], a[2], a[3], a[4]
+    signs = carray(address(a[5]), width, np.float32)
     stride = 2 * width if gated else width
-    sums = carray(address(a[5]), (rows, stride), np.float32)
-    factors = carray(address(a[6]), rows, np.float32)
-    bias = carray(address(a[7]), stride if a[7] != 0 else 0, np.float32)
-    values = carray(address(a[8]), (rows, width), np.uint8)
-    scales = carray(address(a[9]), rows, np.float32)
+    sums = carray(address(a[6]), (rows, stride), np.float32)
+    factors = carray(address(a[7]), rows, np.float32)
+    bias = carray(address(a[8]), stride if a[8] != 0 else 0, np.float32)
+    values = carray(address(a[9]), (rows, width), np.uint8)
+    scales = carray(address(a[10]), rows, np.float32)
     row, gate = np.empty(width, np.float32), np.empty(width, np.float32)
     first, last = share(rows)
     for m in range(first, last):
-        _scaled(row, sums[m, :width], factors[m], bias[:width], a[7] != 0, width)
+        _scaled(row, sums[m, :width], factors[m], bias[:width], a[8] != 0, width)
         activate_row(row, kind, width)
         if gated:
-            _scaled(gate, sums[m, width:], factors[m], bias[width:], a[7] != 0, width)
+            _scaled(gate, sums[m, width:], factors[m], bias[width:], a[8] != 0, width)
             for column in range(width):
                 row[column] *= gate[column]
-        scales[m] = _quantize_row(row, values[m], width, parts)
+        scales[m] = _quantize_row(row, values[m], width, parts, signs)
 
 
 @kernel

@@ -70,7 +70,7 @@ def test_factors_are_the_same_for_the_same_weights_and_see_the_loud_channels(tmp
 
 @torch.inference_mode()
 def test_factors_and_mixing_change_nothing_but_the_rounding(tmp_path: Path) -> None:
-    """Query heads share keys and values, norms carry factors of either sign: all of it must cancel out."""
+    """Query heads share keys and values: all of it must cancel out."""
     folder = make_tiny_checkpoint(tmp_path / "tiny", kind="llava_onevision", text="qwen2")
     exact = scores(load_checkpoint(folder, dtype=torch.bfloat16).model)
     found = scores(int8.to_int8(load_checkpoint(folder, dtype=torch.bfloat16).model))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.cpu.kernels import rows
-from model.cpu.kernels.hadamard import mix, parts_of
+from model.cpu.kernels.hadamard import mix, parts_of, signs_of
 from model.cpu.kernels.rows import Product, Quantized
 
 WIDTH, PARTS = 192, 8
@@ -21,14 +21,22 @@ def test_a_row_is_cut_into_runs_of_at_least_one_vector(width: int, parts: int) -
     assert parts_of(width) == parts
 
 
-def test_mixing_twice_gives_the_row_back_and_spreads_what_is_large() -> None:
+def test_mixing_keeps_lengths_and_spreads_what_is_large() -> None:
     x = torch.randn(5, WIDTH)
-    torch.testing.assert_close(mix(mix(x, PARTS), PARTS) / PARTS, x)
+    torch.testing.assert_close(mix(x, PARTS).square().sum(dim=1) / PARTS, x.square().sum(dim=1))
     one = torch.zeros(WIDTH)
     one[50] = 7.0
     run = WIDTH // PARTS
     assert (mix(one, PARTS).abs() == 7).nonzero().flatten().tolist() == list(range(50 % run, WIDTH, run))
     assert torch.equal(mix(x, 1), x)
+
+
+def test_channels_that_rise_together_do_not_add_up() -> None:
+    for width in (576, 1024, 4096, 4864):
+        signs = signs_of(width)
+        assert set(signs.tolist()) == {1.0, -1.0}
+        parts = parts_of(width)
+        assert float(mix(torch.ones(width), parts).abs().max()) < 5 * parts**0.5
 
 
 def test_a_product_of_two_mixed_sides_is_the_plain_one() -> None:
