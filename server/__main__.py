@@ -19,6 +19,7 @@ import uvloop
 
 from server.controller import Controller
 from server.listen import ControllerServer, bind, url_of
+from server.memory import keep_freed_memory
 from server.processes import Processes, Seat, SharedPort
 from server.protocol.flags import SettingsError
 from server.protocol.log_lines import configure_logging
@@ -37,6 +38,7 @@ def main() -> int:
 def run(settings: Settings) -> int:
     """Returns the exit code: 0 after a stop in good order, 1 with one line on stderr when it could not start."""
     configure_logging(settings.log_level, "tephra")
+    keep_freed_memory()
     embedded: EmbeddedValkey | None = None
     try:
         settings, made_secret = with_secret(settings)
