@@ -197,15 +197,16 @@ class _Rounds:
                 ready = True
                 for point in asked.points_of(engine):
                     advance(f"run {run + 1}, {engine.label}, {point}")
-                    await self._point(run, engine, server, point)
-                    server.check()
+                    failed = await self._point(run, engine, server, point)
+                    await server.check(doubtful=failed > 0)
         except ServerFailed as error:
             self._found.failures.append(Failure(run, engine.label, str(error), error.tail))
             self._console.print(f"{engine.label}: {error}", style="red")
             if not ready:
                 self._gone.add(engine.label)
 
-    async def _point(self, run: int, engine: Engine, server: Server, point: Point) -> None:
+    async def _point(self, run: int, engine: Engine, server: Server, point: Point) -> int:
+        """How many requests failed."""
         workload = self._asked.workload_at(point)
         async with Target(server.url, MODEL, seconds=self._asked.request_seconds) as target:
             others = OtherWork(server.processes)
@@ -221,6 +222,7 @@ class _Rounds:
             highlight=False,
             soft_wrap=True,
         )
+        return summary.failed
 
 
 def _check(asked: Compare) -> None:

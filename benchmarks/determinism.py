@@ -182,7 +182,7 @@ class _Trial:
                 before = await gauges(client, server.url)
                 found = [await self._ask(client, server, body) for body in bodies]
             after = await gauges(client, server.url)
-            server.check()
+            await server.check()
         grown: Callable[[str], int] = lambda name: int(after.get(name, 0) - before.get(name, 0))  # noqa: E731
         reading = Reading.of(
             self._precision,

@@ -21,6 +21,7 @@ _PROBE_SECONDS = 5.0
 _SAMPLE_SECONDS = 0.5
 _STOP_SECONDS = 60.0
 _GONE_SECONDS = 30.0
+_DOUBT_SECONDS = 2.0
 
 
 class ServerFailed(Exception):
@@ -74,8 +75,13 @@ class Server:
     supervised: Supervised
     log: Path
 
-    def check(self) -> None:
-        """Raises ServerFailed when it has ended."""
+    async def check(self, *, doubtful: bool = False) -> None:
+        """Raises ServerFailed when it has ended. `doubtful`: requests failed, so its end may be about to be known."""
+        if doubtful:
+            try:
+                await asyncio.wait_for(self.supervised.stopped(), _DOUBT_SECONDS)
+            except TimeoutError:
+                pass  # it runs on
         if self.supervised.pid is None:
             raise ServerFailed("the server ended while it was measured", tail_of(self.log, TAIL))
 

@@ -187,7 +187,7 @@ async def _run(asked: Soak, found: Found, console: Console) -> None:
         if not end.gauges.get("block_checks"):
             found.notes.append("The worker was not started with --check-blocks: nothing is told of its books.")
         if server is not None:
-            server.check()
+            await server.check()
 
 
 async def _saturate(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from benchmarks.soak_cases import CHOICES, REGEX, TEXT, Case
+from benchmarks.target import KEPT_ALIVE
 
 Result = Literal["answered", "refused", "turned away", "left", "wrong"]
 _LARGEST = 8 * 2**20  # bytes of an answer
@@ -64,7 +65,9 @@ class SoakClient:
 
     def _open(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=self.seconds)
-        return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        return aiohttp.ClientSession(
+            timeout=timeout, connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE)
+        )
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()

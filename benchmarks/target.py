@@ -21,7 +21,7 @@ from benchmarks.workload import Workload
 
 _LARGEST_BODY = 64 * 2**20  # bytes of an answer
 _LARGEST_ERROR = 64 * 2**10
-_KEPT_ALIVE = 2.0  # seconds: below what servers keep idle connections for, or a request meets one that just closed
+KEPT_ALIVE = 2.0  # seconds: below what servers keep idle connections for, or a request meets one that just closed
 _CONNECT_SECONDS = 10.0
 _LIST_SECONDS = 30.0
 _STRICT = ("HTTP 400", "HTTP 422")  # how servers refuse a field that they do not know
@@ -65,7 +65,7 @@ class Target:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_ALIVE),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE),
             headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=self._seconds, sock_connect=_CONNECT_SECONDS),
             trust_env=not self._near,

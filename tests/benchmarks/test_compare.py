@@ -194,6 +194,7 @@ def test_a_server_that_dies_is_reported_with_its_log_and_tried_again_in_the_next
     assert failure["tail"]
     broken = found["readings"][1]["summary"]
     assert broken["failed"] > 0
-    assert set(broken["errors"]) <= {"no connection", "stream cut short", "closed without an answer"}
+    ends = {"no connection", "stream cut short", "closed without an answer", "connection failed: ClientOSError"}
+    assert set(broken["errors"]) <= ends
     assert [reading["run"] for reading in found["readings"]] == [0, 0, 1, 1]
     assert "run 1, distinct, 1 at once" in printed

@@ -28,12 +28,14 @@ class _Room(threading.local):
     """Memory for scores, kept: to have fresh pages each time would cost more than the softmax."""
 
     def __init__(self) -> None:
-        self._flat = torch.empty(0, dtype=torch.bfloat16)
+        with torch.inference_mode(False):
+            self._flat = torch.empty(0, dtype=torch.bfloat16)
 
     def take(self, *shape: int) -> torch.Tensor:
         size = math.prod(shape)
         if len(self._flat) < size:
-            self._flat = torch.empty(size, dtype=torch.bfloat16)
+            with torch.inference_mode(False):  # else whoever comes outside of that mode could not write to it
+                self._flat = torch.empty(size, dtype=torch.bfloat16)
         return self._flat[:size].view(shape)
 
 
