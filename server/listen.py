@@ -18,9 +18,8 @@ from server.app import create_app
 from server.controller import Controller
 from server.logs import log
 from server.protocol.connections import Connections
-from server.protocol.heads import bounded
+from server.protocol.heads import KEEP_ALIVE, bounded
 
-_KEEP_ALIVE = 75  # seconds an idle client connection is kept
 _OTHER_FILES = 256  # open files besides: Redis, pictures, logs
 _LAST_WORDS = 0.3  # seconds, of the time to stop, for error events to reach their clients
 
@@ -110,7 +109,7 @@ class ControllerServer:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # whom a request comes from decides about /admin: no header may say it
-                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=max(1, round(self._deadline)),
             )
         )

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from server.protocol.connections import Connections
-from server.protocol.heads import bounded
+from server.protocol.heads import KEEP_ALIVE, bounded
 from server.protocol.registration import Heartbeat, HeartbeatAnswer, Registration, WorkerLoad
 from worker.api.app import create_app
 from worker.engine.protocol import EngineError
@@ -116,6 +116,7 @@ class Worker:
             access_log=False,
             server_header=False,
             backlog=_BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
 

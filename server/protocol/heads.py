@@ -23,6 +23,7 @@ from server.protocol.errors import ApiError, bad_request
 MAX_HEADER_BYTES = 32 * 1024
 MAX_HEADERS = 128
 _MAX_HEAD_BYTES = 2 * MAX_HEADER_BYTES
+KEEP_ALIVE = 75  # seconds an unused connection is kept: longer than clients keep theirs, or both may close at once
 _HEAD_SECONDS = 20.0
 _LINGER_SECONDS = 10.0  # for the rest of a body whose request was answered already
 _HOST = re.compile(rb"[A-Za-z0-9._~-]{1,255}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
