@@ -169,11 +169,17 @@ async def test_nothing_of_ours_is_sent_along(harm, monkeypatch):
 
 async def test_fetches_at_once_are_bounded(harm):
     port, asked, _ = harm
-    fetcher = ImageFetcher(replace(OPEN, media_concurrency=2, media_seconds=0.5), Metrics())
-    fetches = [fetcher.fetch(f"http://127.0.0.1:{port}/silent") for _ in range(6)]
-    results = await asyncio.gather(*fetches, return_exceptions=True)
-    assert all(isinstance(result, ApiError) for result in results)
+    fetcher = ImageFetcher(replace(OPEN, media_concurrency=2, media_seconds=60), Metrics())
+    fetches = [asyncio.create_task(fetcher.fetch(f"http://127.0.0.1:{port}/silent")) for _ in range(6)]
+    async with asyncio.timeout(30):
+        while len(asked) < 2:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)  # time enough for the others, if they were let
     assert len(asked) == 2
+    for fetch in fetches:
+        fetch.cancel()
+    ends = await asyncio.gather(*fetches, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends)
 
 
 async def test_bytes_are_reserved_before_they_are_kept(harm):
