@@ -42,7 +42,7 @@ lint: install-dev ## Ruff and mypy
 	$(BIN)/mypy
 
 # On a fresh clone the kernels are compiled while mypy reads, once for all processes. One thread each: they share the cores.
-test: install-dev ## Ruff, mypy and the whole test suite but for the browser
+test: install-dev ## Ruff, mypy and the test suite but for browser and chaos
 	@$(BIN)/python -c 'import worker.start' & $(MAKE) --no-print-directory lint && wait
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --maxprocesses 8 $(PYTEST)
 
@@ -60,8 +60,8 @@ test-transformers: install-dev $(RELEASES)/.installed ## What we write in other 
 test-vllm: install-dev $(VLLM)/.installed ## The same checkpoints in vLLM, token by token (some 7 GB of packages, minutes)
 	TEPHRA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm $(PYTEST)
 
-chaos: install-dev ## Two minutes of dying, freezing and lying workers under load, with figures (CHAOS_SECONDS=600 for longer)
-	TEPHRA_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/pytest -s tests/chaos/test_storm.py $(PYTEST)
+chaos: install-dev ## Dying, freezing and lying workers, Redis and clocks under load, with figures (CHAOS_SECONDS=600 for a longer storm)
+	TEPHRA_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/pytest -s -m chaos tests/chaos $(PYTEST)
 
 fuzz: install-dev ## Many requests made out of the OpenAPI document, other ones each time (FUZZ_SEED repeats a run)
 	@echo "FUZZ_SEED=$(FUZZ_SEED)"

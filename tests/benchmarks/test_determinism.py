@@ -23,7 +23,6 @@ def test_in_float32_nothing_changes_an_answer(tmp_path: Path) -> None:
     by_name = {reading["condition"]: reading for reading in readings}
     assert by_name["one by one, prefix cache"]["cached_tokens"] > 0
     assert by_name["crowd, no caches"]["cached_tokens"] == 0
-    assert by_name["crowd, few blocks"]["preemptions"] > 0
     assert "crowd, small steps" in file.with_suffix(".md").read_text()
 
 

@@ -23,6 +23,13 @@ from server.auth.keys_file import new_key
 from server.state import EmbeddedValkey
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("chaos")
+
+
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[EmbeddedValkey]:
     valkey = EmbeddedValkey()
